@@ -1,0 +1,149 @@
+"""The interface of a distillation method, and of every other term of a run's loss.
+
+A run minimises the sum of its terms' losses. A term is a module that knows its own weight:
+its trainable parts are its parameters, its state its state dict. A method is a term that
+`--distill` can name; each lives in one file of this folder and is found by itself.
+"""
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models import Classifier, Outputs
+
+
+class MethodError(ValueError):
+    """A method that cannot serve this pair of nets, or these options; the message says the cure."""
+
+
+class Batch(NamedTuple):
+    """A training batch.
+
+    images: (B, 3, height, width) float, normalised
+    labels: (B,) int64
+    index: (B,) int64, the samples' places in the training set
+    view: (B,) int64, which of an image's views each is (see dataset/views.py)
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    view: Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a method may know when it is built.
+
+    student, teacher: outputs of both nets for the same few images, for their shapes
+    student_name, teacher_name: the models' names, for messages
+    labels: (n,) int64, the labels of the training set
+    num_classes: the number of classes
+    """
+
+    student: Outputs
+    teacher: Outputs
+    student_name: str
+    teacher_name: str
+    labels: Tensor
+    num_classes: int
+
+
+class Flag(NamedTuple):
+    """A command-line flag of a method: `--name`, its default, type, help and choices."""
+
+    name: str
+    default: Any
+    type: Callable[[str], Any]
+    help: str
+    choices: tuple | None = None
+
+
+class Term(nn.Module):
+    """One summand of a run's loss, already weighted.
+
+    reads: what it reads of the teacher, names of fields of Outputs
+    reads_student: whether it needs the student's outputs at all
+    """
+
+    reads: frozenset[str] = frozenset()
+    reads_student = True
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The weighted loss of a batch, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Called before each epoch, the first being 1.
+
+        generator: on the run's device, seeded by the run and the epoch alone: a term that draws
+        random numbers draws them from it, so that a resumed run draws the same ones.
+        """
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called after each epoch's last step."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method trains before the student's own epochs.
+
+    name: names the stage in the log
+    term: its loss
+    modules: the method's parts that it trains, frozen before and after
+    trains_features: whether it trains the student's layers before the classifier
+    learning_rate: its rate for a student's name and the run's own rate
+    """
+
+    name: str
+    term: Term
+    modules: tuple[nn.Module, ...]
+    trains_features: bool
+    learning_rate: Callable[[str, float], float] = lambda student_name, rate: rate
+
+
+class Method(Term):
+    """A distillation method, built from the set-up and the parsed flags.
+
+    name: what `--distill` calls it
+    paper: its authors, title and venue
+    formula: its loss, in one line
+    flags: its own flags with their published defaults
+    alpha: default of `-a`; None where the method has no use for it
+    alpha_adds_kd: whether `-a` weights an added KD loss (else it is the method's own)
+    beta: default of `-b`; None where the method has no use for it
+    beta_published: whether that default is the published one
+    in_main: whether it has a loss after its first stage
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    formula: ClassVar[str]
+    flags: ClassVar[tuple[Flag, ...]] = ()
+    alpha: ClassVar[float | None] = 0.0
+    alpha_adds_kd: ClassVar[bool] = True
+    beta: ClassVar[float | None] = 1.0
+    beta_published: ClassVar[bool] = True
+    in_main: ClassVar[bool] = True
+
+    def __init__(self, setup: Setup, options: Namespace):
+        super().__init__()
+
+    @classmethod
+    def resolve(cls, options: Namespace) -> None:
+        """Fill in what was not given: `-a` and `-b` get the method's defaults.
+
+        Raises MethodError for a weight that the method has no use for.
+        """
+        for flag, default in (("alpha", cls.alpha), ("beta", cls.beta)):
+            if getattr(options, flag) is None:
+                setattr(options, flag, 0.0 if default is None else default)
+            elif default is None and getattr(options, flag) != 0:
+                raise MethodError(f"{cls.name} has no use for -{flag[0]}: leave it out or give 0")
+
+    def stage(self, student: Classifier) -> Stage | None:
+        """What is to be trained first, for `--init_epochs`; None for most methods."""
+        return None

@@ -1,0 +1,55 @@
+"""What every network of this repository returns, and how it is called."""
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """The named outputs of a network for a batch of B images.
+
+    A source that does not hold a field (a cache of logits, say) leaves it empty.
+
+    logits: (B, classes)
+    pooled: (B, width), the vector that the classifier reads
+    stages: the feature maps of the stages, each (B, channels, height, width), without the stem
+    preacts: the same maps before the last ReLU of their stage (see each family's docstring)
+    stem: (B, channels, height, width), the map that the first stage reads
+    """
+
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    preacts: tuple[Tensor, ...] = ()
+    stem: Tensor | None = None
+
+
+class Classifier(nn.Module):
+    """A network whose last layer, the attribute that `head_name` names, maps the pooled vector to logits.
+
+    A family implements `outputs`; everything else calls the network itself, so that hooks
+    and wrappers (DistributedDataParallel, torch.compile) see every forward pass.
+    """
+
+    head_name = "fc"
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """All named outputs for images x: (B, 3, height, width)."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement outputs")
+
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False, named: bool = False):
+        """The logits; with `named`, the Outputs; with `is_feat`, the published pair.
+
+        The published pair is (features, logits), features the list [stem, stages..., pooled];
+        with `preact` the stages are those before their last ReLU.
+        """
+        out = self.outputs(x)
+        if named:
+            return out
+        if is_feat:
+            return [out.stem, *(out.preacts if preact else out.stages), out.pooled], out.logits
+        return out.logits
+
+    def feature_parameters(self):
+        """The parameters of everything before the classifier (the last layer)."""
+        head = {id(p) for p in getattr(self, self.head_name).parameters()}
+        return [p for p in self.parameters() if id(p) not in head]
