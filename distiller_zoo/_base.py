@@ -12,26 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dataset.views import Batch
 from models import Classifier, Outputs
 
 
 class MethodError(ValueError):
     """A method that cannot serve this pair of nets, or these options; the message says the cure."""
-
-
-class Batch(NamedTuple):
-    """A training batch.
-
-    images: (B, 3, height, width) float, normalised
-    labels: (B,) int64
-    index: (B,) int64, the samples' places in the training set
-    view: (B,) int64, which of an image's views each is (see dataset/views.py)
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    view: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,10 +53,12 @@ class Term(nn.Module):
 
     reads: what it reads of the teacher, names of fields of Outputs
     reads_student: whether it needs the student's outputs at all
+    active: False where its weight is 0, so that it is left out of the run's loss
     """
 
     reads: frozenset[str] = frozenset()
     reads_student = True
+    active = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The weighted loss of a batch, a scalar."""
@@ -131,6 +119,7 @@ class Method(Term):
 
     def __init__(self, setup: Setup, options: Namespace):
         super().__init__()
+        self.active = self.in_main and options.beta != 0
 
     @classmethod
     def resolve(cls, options: Namespace) -> None:

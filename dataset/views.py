@@ -1,0 +1,115 @@
+"""The views of images that training sees, and their order.
+
+A view of an image is: pad it by 4 black pixels, cut a window of its own size, mirror it or not.
+With CIFAR's 32x32 images that makes 9 vertical x 9 horizontal offsets x 2 = 162 views. Each equals,
+bit for bit, torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize.
+A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..161.
+"""
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset._base import Data
+from helper.streams import stream
+
+PADDING = 4
+OFFSETS = 2 * PADDING + 1
+
+
+class Batch(NamedTuple):
+    """A training batch.
+
+    images: (B, 3, height, width) float32, normalised
+    labels: (B,) int64
+    index: (B,) int64, the samples' places in the training set
+    view: (B,) int64, the number of each image's view
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    view: Tensor
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32, as torchvision's ToTensor and Normalize; mean, std: (3, 1, 1)."""
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of n samples in an epoch and the view that each position shows.
+
+    A pure function of its arguments, drawn on the CPU: the same on every device. `phase` is "train", or
+    the name of a method's first stage.
+
+    Returns (order, view), each (n,) int64.
+    """
+    generator = torch.Generator().manual_seed(stream(seed, trial, phase, epoch, "views"))
+    order = torch.randperm(n, generator=generator)
+    window = torch.randint(OFFSETS * OFFSETS, (n,), generator=generator)
+    mirrored = torch.randint(2, (n,), generator=generator) if flip else torch.zeros(n, dtype=torch.int64)
+    return order, window * 2 + mirrored
+
+
+class TrainViews:
+    """A training set on a device, of which batches are gathered by (index, view).
+
+    data: its training images are padded once and kept as one uint8 tensor on `device`
+    """
+
+    def __init__(self, data: Data, device: torch.device):
+        split, self.flip = data.train, data.flip
+        self.height, self.width = split.images.shape[2:]
+        self.images = F.pad(split.images, (PADDING,) * 4).to(device)
+        self.labels = split.labels.to(device)
+        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
+        padded_width = self.images.shape[3]
+        # Where the pixels of window (0, 0) lie in a padded image: (3, height, width).
+        channel = torch.arange(3, device=device).view(3, 1, 1) * self.images[0, 0].numel()
+        row = torch.arange(self.height, device=device).view(1, -1, 1) * padded_width
+        self.column = torch.arange(self.width, device=device)
+        self.corner = channel + row
+        self.padded_width = padded_width
+        self.image_size = self.images[0].numel()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, index: Tensor, view: Tensor) -> Tensor:
+        """The normalised views, (B, 3, height, width) float32; index, view: (B,) int64 on the device."""
+        mirrored = (view % 2).view(-1, 1)
+        window = view // 2
+        column = torch.where(mirrored == 1, self.column.flip(0), self.column).view(-1, 1, 1, self.width)
+        start = index * self.image_size + (window // OFFSETS) * self.padded_width + window % OFFSETS
+        pixels = self.images.view(-1)[start.view(-1, 1, 1, 1) + self.corner + column]
+        return normalise(pixels, self.mean, self.std)
+
+    def batch(self, index: Tensor, view: Tensor) -> Batch:
+        """The batch of these samples in these views."""
+        return Batch(self.gather(index, view), self.labels[index], index, view)
+
+    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
+        """The batches of an epoch, in the plan's order; the last, smaller one is kept."""
+        order, view = (x.to(self.images.device) for x in plan)
+        for i in range(0, len(order), batch_size):
+            yield self.batch(order[i : i + batch_size], view[i : i + batch_size])
+
+
+class EvalImages:
+    """A test set on a device, in batches of normalised images."""
+
+    def __init__(self, data: Data, device: torch.device):
+        self.images, self.labels = data.test.images.to(device), data.test.labels.to(device)
+        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels), in order."""
+        for i in range(0, len(self), batch_size):
+            part = slice(i, i + batch_size)
+            yield normalise(self.images[part], self.mean, self.std), self.labels[part]

@@ -1,0 +1,56 @@
+"""Decoupled knowledge distillation.
+
+Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022.
+T^2 * (alpha * TCKD + beta * NCKD), batch mean.
+"""
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo._base import Method
+from distiller_zoo._logits import kl, log_softmax, log_softmax_without
+from distiller_zoo.kd import TEMPERATURE
+
+__all__ = ["DKD"]
+
+
+class DKD(nn.Module):
+    """The decoupled loss (Zhao et al. 2022, equation 7).
+
+    TCKD is the KL between the binary distributions (label, all others), NCKD the KL between the
+    distributions over the classes other than the label. Both are computed in log space, so that
+    the loss is finite for any finite logits, in float32 and bfloat16, and for 2 classes.
+    """
+
+    def forward(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor,
+                alpha: float, beta: float, temperature: float) -> Tensor:
+        """logits (B, C), target (B,) int64; a scalar."""
+        tckd = kl(_binary(logits_teacher, target, temperature), _binary(logits_student, target, temperature))
+        nckd = kl(log_softmax_without(logits_teacher, target, temperature),
+                  log_softmax_without(logits_student, target, temperature))
+        return (alpha * tckd + beta * nckd).mean() * temperature**2
+
+
+def _binary(logits, target, temperature):
+    """(B, 2): log-probability of the label, and of all other classes together."""
+    log_p = log_softmax(logits, temperature)
+    others = log_p.scatter(1, target[:, None], -torch.inf).logsumexp(1)
+    return torch.stack([log_p.gather(1, target[:, None]).squeeze(1), others], dim=1)
+
+
+class DecoupledKD(Method):
+    name = "dkd"
+    paper = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022"
+    formula = "T²·(a·TCKD + b·NCKD)"
+    flags = (TEMPERATURE,)
+    reads = frozenset({"logits"})
+    alpha, alpha_adds_kd = 1.0, False
+    beta = 8.0
+
+    def __init__(self, setup, options):
+        super().__init__(setup, options)
+        self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.kd_T
+        self.active = self.alpha != 0 or self.beta != 0
+        self.loss = DKD()
+
+    def forward(self, student, teacher, batch):
+        return self.loss(student.logits, teacher.logits, batch.labels, self.alpha, self.beta, self.temperature)

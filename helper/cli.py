@@ -1,0 +1,196 @@
+"""The command lines of both scripts."""
+import argparse
+import difflib
+import sys
+from argparse import Namespace
+
+import torch
+
+from dataset import LOADERS
+from distiller_zoo import METHODS
+from distiller_zoo.kd import TEMPERATURE
+from helper.errors import UsageError
+from helper.flags import epoch_list, nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
+from models import model_dict
+
+# The benchmark's rate for the nets made for phones; every other student starts at 0.05.
+MOBILE_NETS, MOBILE_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, raised as UsageError."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def error(self, message):
+        raise UsageError(message)
+
+
+class _Help(argparse.HelpFormatter):
+    """Help that states defaults, once each."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _get_help_string(self, action):
+        shown = action.help or ""
+        if action.default in (None, argparse.SUPPRESS, False) or "default" in shown:
+            return shown
+        return shown + " (default %(default)s)"
+
+
+def teacher_options(argv: list[str]) -> Namespace:
+    """The resolved options of train_teacher.py. Raises UsageError."""
+    parser = Parser(prog="train_teacher.py", description="Train a network with the labels alone.")
+    group = parser.add_argument_group("what is trained")
+    group.add_argument("--model", default="resnet110", choices=model_dict, metavar="NAME",
+                       help="one of " + ", ".join(model_dict) + " (default resnet110)")
+    group.add_argument("-t", "--trial", type=nonnegative_int, default=0, metavar="N",
+                       help="names the run and selects its random stream")
+    _add_training_flags(parser, warmup=0)
+    options = parser.parse_args(argv)
+    _resolve_rate(options, options.model)
+    options.trial = str(options.trial)
+    return options
+
+
+def student_options(argv: list[str]) -> Namespace:
+    """The resolved options of train_student.py: the method is read first, then the flags that it takes.
+
+    Raises UsageError, naming the flags that apply where one belongs to another method.
+    """
+    known, _ = _student_parser(None).parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    parser = _student_parser(METHODS[known.distill])
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown[0], parser, options.distill)
+    if options.path_t is None:
+        raise UsageError("--path_t is missing: give a teacher's checkpoint, such as "
+                         "./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth")
+    _resolve_rate(options, options.model_s)
+    METHODS[options.distill].resolve(options)
+    return options
+
+
+def flags_of(method) -> tuple:
+    """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
+    return method.flags + ((TEMPERATURE,) if method.alpha_adds_kd and method.alpha is not None else ())
+
+
+def _add_method_flags(group, method):
+    for flag in flags_of(method):
+        group.add_argument(flag.name, type=flag.type, default=flag.default, choices=flag.choices, help=flag.help)
+
+
+def _student_parser(method):
+    parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False)
+    group = parser.add_argument_group("what is trained")
+    group.add_argument("-h", "--help", action=_StudentHelp, help="show this, and the flags of every method")
+    group.add_argument("--path_t", metavar="FILE", help="the teacher's checkpoint (required)")
+    group.add_argument("--model_s", default="resnet8", choices=model_dict, metavar="NAME",
+                       help="the student, one of " + ", ".join(model_dict) + " (default resnet8)")
+    group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
+                       help="one of " + ", ".join(METHODS) + " (default kd)")
+    group.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
+    group = parser.add_argument_group("weights of the loss: r·CE + a·KD + b·method + avg·IKD")
+    group.add_argument("-r", "--gamma", type=nonnegative_float, default=1.0, metavar="R",
+                       help="weight of the cross-entropy with the labels")
+    group.add_argument("-a", "--alpha", type=nonnegative_float, metavar="A",
+                       help="weight of the KD loss; where the method has its own use for it: see below")
+    group.add_argument("-b", "--beta", type=nonnegative_float, metavar="B",
+                       help="weight of the method's own loss (default: the method's published value, see below)")
+    group.add_argument("--avg", type=nonnegative_float, default=0.0, help="weight of the IKD term; 0: no IKD")
+    group.add_argument("--intra_T", type=positive_float, default=2.0, metavar="T", help="temperature of the IKD term")
+    if method:
+        group = parser.add_argument_group(f"flags of --distill {method.name}")
+        _add_method_flags(group, method)
+    _add_training_flags(parser, warmup=20)
+    group = parser.add_argument_group("first stage")
+    group.add_argument("--init_epochs", type=positive_int, default=30, metavar="N",
+                       help="epochs of the first stage of factor, abound and fsp")
+    return parser
+
+
+def _add_training_flags(parser, warmup):
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=positive_int, default=240, metavar="N", help="epochs")
+    group.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="images in a step")
+    group.add_argument("--learning_rate", type=positive_float, metavar="RATE",
+                       help=f"(default {RATE}; {MOBILE_RATE} for {', '.join(MOBILE_NETS)})")
+    group.add_argument("--lr_decay_epochs", type=epoch_list, default="150,180,210", metavar="LIST",
+                       help="after these epochs the rate decays")
+    group.add_argument("--lr_decay_rate", type=positive_float, default=0.1, metavar="X", help="to X times itself")
+    group.add_argument("--warm_up", "--wram_up", type=nonnegative_int, default=warmup, metavar="N",
+                       help="epoch e < N runs at e/N of the rate")
+    group.add_argument("--weight_decay", type=nonnegative_float, default=5e-4, metavar="X", help="on every parameter")
+    group.add_argument("--momentum", type=nonnegative_float, default=0.9, metavar="X", help="of SGD")
+    group.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="random seed")
+    group = parser.add_argument_group("data and machine")
+    group.add_argument("--dataset", default="cifar100", choices=LOADERS, metavar="NAME",
+                       help="one of " + ", ".join(LOADERS) + " (default cifar100)")
+    group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
+    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
+    group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
+                       help="processes that read images; data sets held in memory need none")
+    group = parser.add_argument_group("record")
+    group.add_argument("--save_dir", default="./save", metavar="DIR", help="where runs are written")
+    group.add_argument("--save_freq", type=positive_int, default=40, metavar="N", help="epochs between checkpoints")
+    group.add_argument("--print_freq", type=positive_int, default=100, metavar="N", help="steps between lines")
+    group.add_argument("--tb_freq", type=positive_int, default=500, metavar="N",
+                       help="steps between TensorBoard scalars of each loss")
+    group.add_argument("--resume", default="auto", choices=("auto", "never"),
+                       help="auto: go on with an unfinished run of the same folder")
+    group.add_argument("--overwrite", action="store_true", help="start afresh: what the run's folder holds is lost")
+
+
+def _resolve_rate(options, model):
+    if options.learning_rate is None:
+        options.learning_rate = MOBILE_RATE if model in MOBILE_NETS else RATE
+
+
+def _refuse(text, parser, distill):
+    name = text.split("=")[0]
+    owners = [method.name for method in METHODS.values() if any(flag.name == name for flag in flags_of(method))]
+    own = ", ".join(flag.name for flag in flags_of(METHODS[distill])) or "none"
+    if owners:
+        raise UsageError(f"{name} is a flag of {', '.join(owners)}; flags of --distill {distill}: {own}")
+    near = difflib.get_close_matches(name, parser._option_string_actions, 1)
+    raise UsageError(f"{text} is not understood" + (f": did you mean {near[0]}?" if near else ": see --help"))
+
+
+class _StudentHelp(argparse.Action):
+    """Prints the common flags, then those of every method under its name and paper."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        formatter = parser.formatter_class(parser.prog)
+        for method in METHODS.values():
+            flags = Parser(add_help=False)
+            _add_method_flags(flags, method)
+            formatter.start_section(f"--distill {method.name}: {method.paper}")
+            formatter.add_text(f"{method.formula}; {defaults_of(method)}")
+            formatter.add_arguments(flags._actions)
+            formatter.end_section()
+        print(_student_parser(None).format_help() + "\n" + formatter.format_help())
+        sys.exit(0)
+
+
+def defaults_of(method) -> str:
+    """The defaults of -a and -b, in words."""
+    kd = " (added KD)" if method.alpha_adds_kd else ""
+    unpublished = "" if method.beta_published else " (not published)"
+    a = "no -a" if method.alpha is None else f"-a {method.alpha:g}{kd}"
+    b = "no -b" if method.beta is None else f"-b {method.beta:g}{unpublished}"
+    return f"{a}, {b}"
+
+
+def device_of(options: Namespace) -> torch.device:
+    """The device to train on. Raises UsageError if CUDA is asked for where there is none."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(options.device)

@@ -1,0 +1,45 @@
+"""Ends of a run that are not faults of this code: one line, a non-zero exit, no traceback."""
+import signal
+import sys
+
+from dataset import DataError
+from distiller_zoo import MethodError
+from models import CheckpointError
+
+
+class UsageError(ValueError):
+    """A command that cannot be carried out; the message says what is wrong and how to mend it."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says why and what is left."""
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
+def guarded(main) -> None:
+    """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
+    try:
+        main()
+    except (UsageError, DataError, MethodError, CheckpointError) as error:
+        _leave(2, error)
+    except RunError as error:
+        _leave(1, error)
+    except OSError as error:
+        _leave(1, f"{error.filename or 'input/output'}: {error.strerror or error}; what was saved before is intact, "
+                  "and the same command goes on from there")
+    except Interrupted as stop:
+        name = signal.Signals(stop.signum).name
+        _leave(128 + stop.signum, f"stopped by {name}; the same command goes on from the last finished epoch")
+
+
+def _leave(code, message):
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

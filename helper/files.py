@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all, and folders that one process holds."""
+import fcntl
+import io
+import json
+import os
+
+import torch
+
+from helper.errors import UsageError
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file whole: beside its place, to the disk, then renamed; an error leaves what was there.
+
+    Raises OSError.
+    """
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+    # The rename itself reaches the disk with the folder.
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: str, content) -> None:
+    """As write_bytes; indented, readable, plain JSON."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_torch(path: str, content) -> None:
+    """As write_bytes; what torch.load(weights_only=True) reads."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def lock_folder(folder: str):
+    """Hold `folder` until the process ends or the returned file is closed.
+
+    Raises UsageError if another process holds it.
+    """
+    file = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held as long as the run)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial") from None
+    return file

@@ -1,0 +1,131 @@
+"""The training loop: plain, and the same for teachers, students and a method's first stage."""
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset import Batch, EvalImages, TrainViews, epoch_plan
+from helper.errors import RunError
+from helper.meters import Meters, correct_in_top
+from helper.objective import Objective
+from helper.progress import Progress
+from helper.streams import stream
+from models import Classifier, Outputs
+
+
+class LiveTeacher:
+    """A frozen teacher that sees the student's views; gives the fields that are read, and no more."""
+
+    def __init__(self, net: Classifier, reads: frozenset[str]):
+        self.net, self.reads = net.eval(), reads
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        if not self.reads:
+            return Outputs()
+        out = self.net(batch.images, named=True)
+        return Outputs(**{name: getattr(out, name) for name in self.reads})
+
+
+@dataclass
+class Phase:
+    """A stretch of training: the student's own epochs, a teacher's, or a method's first stage.
+
+    name: "train", or the stage's name
+    teacher: batch -> the outputs that the objective reads
+    rate: epoch -> learning rate
+    modules: what a checkpoint must hold to go on, by name
+    evaluates: whether each epoch ends with a test
+    """
+
+    name: str
+    student: Classifier
+    teacher: Callable[[Batch], Outputs]
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    epochs: int
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    evaluates: bool = True
+
+
+def train_step(phase: Phase, batch: Batch, meters: Meters) -> None:
+    """One step. Nothing here waits for the device."""
+    teacher = phase.teacher(batch)
+    student = phase.student(batch.images, named=True) if phase.objective.reads_student else Outputs()
+    losses = phase.objective(student, teacher, batch)
+    total = sum(losses.values())
+    phase.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    phase.optimizer.step()
+    meters.update(losses, total, student.logits, batch.labels)
+
+
+class Evaluation(NamedTuple):
+    """loss: mean cross-entropy; top1, top5: accuracy in percent."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+@torch.inference_mode()
+def evaluate(net: Classifier, test: EvalImages, batch_size: int = 500) -> Evaluation:
+    """The net on all test images, in evaluation mode; one wait for the device, at the end."""
+    training, sums = net.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
+    net.eval()
+    for images, labels in test.batches(batch_size):
+        logits = net(images).float()
+        sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
+                             correct_in_top(logits, labels, 1).sum().double(),
+                             correct_in_top(logits, labels, 5).sum().double()])
+    net.train(training)
+    loss, top1, top5 = (sums / len(test)).tolist()
+    return Evaluation(loss, 100 * top1, 100 * top5)
+
+
+def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None:
+    """Train the phase's remaining epochs; `run` (see run.py) records each and can be gone on from.
+
+    Raises RunError when a loss is not finite.
+    """
+    device = views.labels.device
+    first = run.resume(phase) + 1
+    progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
+    for epoch in range(first, phase.epochs + 1):
+        started = time.perf_counter()
+        for group in phase.optimizer.param_groups:
+            group["lr"] = phase.rate(epoch)
+        purpose = (options.seed, options.trial, phase.name, epoch)
+        torch.manual_seed(stream(*purpose, "torch"))
+        phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(stream(*purpose, "terms")))
+        phase.student.train(phase.objective.reads_student)
+        phase.objective.train()
+        meters = Meters(list(phase.objective.terms), device)
+        plan = epoch_plan(len(views), views.flip, options.seed, options.trial, phase.name, epoch)
+        for step, batch in enumerate(views.batches(plan, options.batch_size), 1):
+            train_step(phase, batch, meters)
+            run.stop_if_asked()
+            if step % options.tb_freq == 0:
+                run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
+            progress.step(epoch, step, meters)
+        averages = meters.read(phase.objective.reads_student)
+        phase.objective.end_epoch(epoch)
+        seconds = time.perf_counter() - started
+        tested = evaluate(phase.student, test) if phase.evaluates else None
+        if tested and not torch.isfinite(torch.tensor(tested.loss)):
+            raise RunError(f"the test loss is not finite after epoch {epoch}: lower the learning rate; "
+                           "the last good checkpoint is kept")
+        run.end_epoch(phase, epoch, averages, tested, seconds, len(views) / seconds)
+        progress.epoch(epoch, averages, tested, run.best, seconds, len(views) / seconds)
+    phase.optimizer.zero_grad(set_to_none=True)
+
+
+def sgd(parameters: list[Tensor], options) -> torch.optim.SGD:
+    """The published optimiser: momentum, and weight decay on every parameter."""
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum,
+                           weight_decay=options.weight_decay)

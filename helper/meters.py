@@ -1,0 +1,66 @@
+"""Averages over an epoch, kept on the device: updating them does not wait for it."""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from helper.errors import RunError
+
+NEVER = torch.iinfo(torch.int64).max
+
+
+class Averages(NamedTuple):
+    """loss: the total; losses: each term's, weighted; top1, top5: accuracy in percent (NaN without logits)."""
+
+    loss: float
+    losses: dict[str, float]
+    top1: float
+    top5: float
+
+
+def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(B,) bool: whether the label is among the k largest logits; logits (B, C)."""
+    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (top == labels[:, None]).any(1)
+
+
+class Meters:
+    """Sums over an epoch's samples of every term's loss, the total and the hits.
+
+    names: of the terms; device: where the losses are
+    """
+
+    def __init__(self, names: list[str], device: torch.device):
+        self.names = [*names, "total"]
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        self.hits = torch.zeros(2, dtype=torch.int64, device=device)
+        self.samples = torch.zeros((), dtype=torch.int64, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        # The first step at which each loss was not finite.
+        self.first_bad = torch.full((len(self.names),), NEVER, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def update(self, losses: dict[str, Tensor], total: Tensor, logits: Tensor | None, labels: Tensor) -> None:
+        """Add a step's losses (scalars) and the hits of its logits (B, C), if there are any."""
+        values = torch.stack([*losses.values(), total])
+        self.step += 1
+        self.samples += len(labels)
+        self.sums += values.double() * len(labels)
+        self.first_bad = torch.minimum(self.first_bad, torch.where(values.isfinite(), NEVER, self.step))
+        if logits is not None:
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            self.hits += torch.stack([top[:, 0].sum(), top.sum()])
+
+    def read(self, has_logits: bool = True) -> Averages:
+        """The averages so far; waits for the device.
+
+        Raises RunError if a loss has not been finite, naming the first one and its step.
+        """
+        first, term = self.first_bad.min(0)
+        if first.item() != NEVER:
+            raise RunError(f"the loss '{self.names[term.item()]}' is not finite at step {first.item()} of the epoch: "
+                           "lower the learning rate or its weight; the last good checkpoint is kept")
+        samples = max(self.samples.item(), 1)
+        *losses, total = (self.sums / samples).tolist()
+        top1, top5 = (100 * hits / samples if has_logits else float("nan") for hits in self.hits.tolist())
+        return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)

@@ -1,0 +1,60 @@
+"""What a run minimises: the sum of its terms."""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset import Batch
+from distiller_zoo import Method, Setup, Term
+from distiller_zoo.ikd import IKD
+from distiller_zoo.kd import KD
+from helper.errors import UsageError
+from models import Outputs
+
+
+class CrossEntropy(Term):
+    """weight * cross-entropy with the labels, batch mean."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+        self.active = weight != 0
+
+    def forward(self, student, teacher, batch):
+        return self.weight * F.cross_entropy(student.logits.float(), batch.labels)
+
+
+class Objective(nn.Module):
+    """Named terms; its parameters are theirs (regressors, embeddings), its state dict theirs (banks, class means)."""
+
+    def __init__(self, terms: dict[str, Term]):
+        super().__init__()
+        self.terms = nn.ModuleDict(terms)
+        self.reads = frozenset().union(*(term.reads for term in terms.values()))
+        self.reads_student = any(term.reads_student for term in terms.values())
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Each term's weighted loss, a scalar, by its name."""
+        return {name: term(student, teacher, batch) for name, term in self.terms.items()}
+
+    def start_epoch(self, epoch, generator):
+        for term in self.terms.values():
+            term.start_epoch(epoch, generator)
+
+    def end_epoch(self, epoch):
+        for term in self.terms.values():
+            term.end_epoch(epoch)
+
+
+def student_objective(method: Method, setup: Setup, options) -> Objective:
+    """r·CE + the method + a·KD where the method leaves `-a` to it + avg·IKD; terms of weight 0 are left out.
+
+    Raises UsageError where nothing is left.
+    """
+    terms = {"ce": CrossEntropy(options.gamma), method.name: method}
+    if method.alpha_adds_kd and options.alpha != 0:
+        terms["kd"] = KD(setup, options)
+    if options.avg != 0:
+        terms["ikd"] = IKD(setup.num_classes, options.intra_T, options.avg)
+    terms = {name: term for name, term in terms.items() if term.active}
+    if not terms:
+        raise UsageError("every weight is 0, so there is nothing to minimise: give -r, -a, -b or --avg a value above 0")
+    return Objective(terms)

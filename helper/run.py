@@ -1,0 +1,248 @@
+"""A run's record: its folder of arguments, log, checkpoints and result, and its scalars."""
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import torch
+
+from dataset import Data
+from helper.errors import Interrupted, UsageError
+from helper.files import lock_folder, write_bytes, write_json, write_torch
+from helper.progress import clock
+from models import Classifier
+
+# A restart may change these: they do not touch the result.
+FREE = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "overwrite", "resume"}
+STATE = "resume.pth"
+
+
+class Run:
+    """A run's folder, held by this process alone.
+
+    args.json: everything resolved; log.jsonl: a line an epoch; {model}_best.pth, ckpt_epoch_{e}.pth,
+    {model}_last.pth: checkpoints of the net alone; resume.pth: what going on needs; result.json: the end.
+    Scalars go to a folder of the same name under `scalars`.
+
+    options: every resolved option; folders: where runs and their scalars go under --save_dir
+    Raises UsageError where the folder is another process's, or holds a run with other settings.
+    """
+
+    # States younger than this are kept in memory and written by a later epoch, or by a signal.
+    SAVE_SECONDS = 10
+
+    def __init__(self, options: Namespace, folders: tuple[str, str], name: str, net: Classifier, data: Data):
+        self.options, self.settings, self.data = options, vars(options), data
+        self.folder, self.scalar_folder = (os.path.join(options.save_dir, folder, name) for folder in folders)
+        self.model_name, self.num_classes = net.name, len(data.classes)
+        self.best = {"top1": -1.0}
+        self.lines, self.state, self.saved_at, self.stop_signal = [], None, 0.0, None
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.folder} ({error.strerror}): give another --save_dir") from None
+        self.lock = lock_folder(self.folder)
+        if options.overwrite:
+            self._clear()
+        self.result = self._read_json("result.json")
+        self.held = None
+        if self._exists(STATE) or self.result is not None:
+            self._compare()
+        if self.result is None and self._exists(STATE):
+            if options.resume == "never":
+                raise UsageError(f"{self.folder} holds an unfinished run: leave out --resume never to go on, "
+                                 "or give --overwrite to start afresh")
+            self.held = torch.load(self._path(STATE), map_location="cpu", weights_only=True)
+        self.logger = None
+
+    def start(self, device: torch.device, facts: dict[str, str]) -> None:
+        """Say what will be done, write it to args.json, and begin to listen for signals."""
+        o, data = self.options, self.data
+        warmup = f", warm-up {o.warm_up} epochs" if o.warm_up > 1 else ""
+        decay = f", ×{o.lr_decay_rate:g} after {', '.join(map(str, o.lr_decay_epochs))}" if o.lr_decay_epochs else ""
+        facts = facts | {
+            "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
+                    f"{len(data.classes)} classes",
+            "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
+            "device": _describe(device), "precision": "float32", "folder": self.folder,
+        }
+        for name, fact in facts.items():
+            print(f"{name:<10}{fact}", flush=True)
+        write_json(self._path("args.json"), {
+            "settings": self.settings, "facts": facts, "command": shlex.join(["python", *sys.argv]),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "commit": _commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        })
+        self.logger = _tensorboard_logger(self.scalar_folder)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+
+    def resume(self, phase) -> int:
+        """Bring `phase` to the last finished epoch that was saved; returns that epoch, 0 for none."""
+        if self.held is None:
+            return 0
+        if self.held["phase"] != phase.name:
+            # The state of a later phase means that this one is done; its results are in that state.
+            return phase.epochs if phase.name in self.held["done"] else 0
+        held, self.held = self.held, None
+        for name, module in phase.modules.items():
+            module.load_state_dict(held["modules"][name])
+        phase.optimizer.load_state_dict(held["optimizer"])
+        self.best, self.lines = held["best"], held["lines"]
+        self._write_log()
+        print(f"going on after epoch {held['epoch']} of {phase.epochs} ({phase.name})", flush=True)
+        return held["epoch"]
+
+    def end_epoch(self, phase, epoch, averages, tested, seconds, speed) -> None:
+        """Record a finished epoch: its line, its scalars, its checkpoints, and the state to go on from."""
+        rate = phase.rate(epoch)
+        line = {"phase": phase.name, "epoch": epoch, "rate": rate, "loss": averages.loss, "losses": averages.losses}
+        scalars = {"train_loss": averages.loss}
+        if tested:
+            line |= {"train_top1": averages.top1, "train_top5": averages.top5, "test_loss": tested.loss,
+                     "test_top1": tested.top1, "test_top5": tested.top5}
+            scalars |= {"train_acc": averages.top1, "test_acc": tested.top1, "test_acc_top5": tested.top5,
+                        "test_loss": tested.loss}
+        line |= {"seconds": round(seconds, 3), "images_per_second": round(speed, 1)}
+        self.lines.append(line)
+        self._write_log()
+        prefix = "" if tested else f"{phase.name}/"
+        for name, value in scalars.items():
+            self.logger.log_value(prefix + name, value, epoch)
+        if tested and tested.top1 > self.best["top1"]:
+            self.best = {"epoch": epoch, "top1": tested.top1, "top5": tested.top5}
+            self.checkpoint(f"{self.model_name}_best.pth", phase, epoch, tested.top1)
+        if tested and epoch % self.options.save_freq == 0:
+            self.checkpoint(f"ckpt_epoch_{epoch}.pth", phase, epoch, tested.top1)
+        self._keep(phase, epoch)
+        self.stop_if_asked()
+
+    def step_scalars(self, phase, step, averages) -> None:
+        """The epoch's average losses so far, by the terms' names, at a global step (`--tb_freq`)."""
+        for name, value in averages.losses.items():
+            self.logger.log_value(f"{phase.name}_steps/{name}", value, step)
+
+    def checkpoint(self, name, phase, epoch, accuracy) -> None:
+        """A checkpoint of the net alone: plain data, read by load_model."""
+        write_torch(self._path(name), {
+            "model": phase.student.state_dict(), "epoch": epoch, "accuracy": accuracy,
+            "optimizer": phase.optimizer.state_dict(), "model_name": self.model_name, "num_classes": self.num_classes,
+        })
+
+    def finish(self, phase, facts: dict) -> None:
+        """Write {model}_last.pth and result.json, which also holds `facts`."""
+        last = self.lines[-1]
+        self.checkpoint(f"{self.model_name}_last.pth", phase, last["epoch"], last["test_top1"])
+        self.result = {
+            "last": {"epoch": last["epoch"], "top1": last["test_top1"], "top5": last["test_top5"]}, "best": self.best,
+            "seconds": round(sum(line["seconds"] for line in self.lines), 1), **facts,
+        }
+        write_json(self._path("result.json"), self.result)
+        os.remove(self._path(STATE))
+
+    def report(self) -> None:
+        """Print the result."""
+        last, best = self.result["last"], self.result["best"]
+        print(f"test accuracy: last {last['top1']:.2f} (epoch {last['epoch']}), "
+              f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(self.result['seconds'])} of training; "
+              f"in {self.folder}", flush=True)
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted if a signal has come, once the last finished epoch's state is on the disk."""
+        if self.stop_signal is not None:
+            self._write_state()
+            raise Interrupted(self.stop_signal)
+
+    def _keep(self, phase, epoch):
+        self.state = {
+            "phase": phase.name, "done": sorted({line["phase"] for line in self.lines} - {phase.name}), "epoch": epoch,
+            "modules": {name: module.state_dict() for name, module in phase.modules.items()},
+            "optimizer": phase.optimizer.state_dict(), "best": self.best, "lines": self.lines,
+        }
+        if epoch == phase.epochs or time.monotonic() - self.saved_at >= self.SAVE_SECONDS:
+            self._write_state()
+        else:
+            self.state = _copied(self.state)
+
+    def _write_state(self):
+        if self.state is not None:
+            write_torch(self._path(STATE), self.state)
+            self.state, self.saved_at = None, time.monotonic()
+
+    def _on_signal(self, signum, frame):
+        if self.stop_signal is not None:  # asked twice: at once
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.stop_signal = signum
+
+    def _write_log(self):
+        write_bytes(self._path("log.jsonl"), "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def _compare(self):
+        held = (self._read_json("args.json") or {}).get("settings", {})
+        differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
+                  if key not in FREE and key in held and held[key] != value]
+        if differ:
+            raise UsageError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}): "
+                             "give another --trial, or --overwrite to start afresh")
+
+    def _clear(self):
+        shutil.rmtree(self.scalar_folder, ignore_errors=True)
+        for entry in list(os.scandir(self.folder)):
+            if entry.name != ".lock":
+                (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove)(entry.path)
+
+    def _path(self, name):
+        return os.path.join(self.folder, name)
+
+    def _exists(self, name):
+        return os.path.exists(self._path(name))
+
+    def _read_json(self, name):
+        if not self._exists(name):
+            return None
+        with open(self._path(name)) as file:
+            return json.load(file)
+
+
+def _copied(state):
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state
+
+
+def _describe(device):
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _commit():
+    """The repository's commit, with '+' if files differ from it; None outside git."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        run = subprocess.run(["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty=+"],
+                             capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def _tensorboard_logger(folder):
+    # tensorboard-logger's generated code is older than protobuf 4, whose own Python implementation still reads it.
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from tensorboard_logger import Logger
+    return Logger(folder)

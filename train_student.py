@@ -1,0 +1,106 @@
+"""Train a student on the labels and on what a trained teacher says, with or without the IKD term.
+
+python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill kd \
+    --model_s resnet8x4 -r 0.1 -a 0.9 -b 0 --trial 1
+"""
+import sys
+
+import torch
+
+import dataset
+from distiller_zoo import METHODS, Setup
+from helper import cli
+from helper.errors import UsageError, guarded
+from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
+from helper.objective import Objective, student_objective
+from helper.run import Run
+from helper.schedule import rates
+from helper.streams import stream
+from models import build_model, load_model
+
+
+def main():
+    options = cli.student_options(sys.argv[1:])
+    device = cli.device_of(options)
+    teacher, checkpoint = load_model(options.path_t)
+    data = dataset.load(options.dataset, options.data_dir)
+    if checkpoint.num_classes != len(data.classes):
+        raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
+                         f"{len(data.classes)}: give a teacher trained on {options.dataset}")
+
+    torch.manual_seed(stream(options.seed, options.trial, "init"))
+    student = build_model(options.model_s, len(data.classes))
+    setup = probe(student, teacher, data)
+    method = METHODS[options.distill](setup, options)
+    objective = student_objective(method, setup, options)
+    for module in (student, teacher, method, objective):
+        module.to(device)
+
+    run = Run(options, ("student_model", "student_tensorboards"), folder_name(options, teacher.name), student, data)
+    if run.result is not None:
+        return run.report()
+    views = dataset.TrainViews(data, device)
+    test = dataset.EvalImages(data, device)
+    teacher_accuracy = evaluate(teacher.requires_grad_(False), test)
+    run.start(device, {
+        "student": f"{options.model_s}, {parameters(student):,} parameters",
+        "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
+        "loss": loss_in_words(method, objective, options),
+    })
+
+    stage = method.stage(student) if options.beta != 0 else None
+    if stage is not None:
+        fit(stage_phase(stage, method, student, teacher, options), views, test, run, options)
+        for module in stage.modules:
+            module.requires_grad_(False)
+    phase = Phase(
+        "train", student, LiveTeacher(teacher, objective.reads), objective,
+        sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
+        rates(options), options.epochs, {"student": student, "objective": objective})
+    fit(phase, views, test, run, options)
+    run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1})
+    run.report()
+
+
+def probe(student, teacher, data) -> Setup:
+    """What a method may know: both nets' outputs for two images, the labels, the names."""
+    images = data.train.images[:2].float() / 255
+    with torch.no_grad():
+        out_s, out_t = (net.eval()(images, named=True) for net in (student, teacher))
+    return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
+
+
+def stage_phase(stage, method, student, teacher, options) -> Phase:
+    """A method's first stage, as a stretch of training like any other."""
+    for module in stage.modules:
+        module.requires_grad_(True)
+    objective = Objective({stage.name: stage.term})
+    trained = [p for module in stage.modules for p in module.parameters()]
+    if stage.trains_features:
+        trained += student.feature_parameters()
+    rate = stage.learning_rate(student.name, options.learning_rate)
+    return Phase(stage.name, student, LiveTeacher(teacher, objective.reads), objective, sgd(trained, options),
+                 lambda epoch: rate, options.init_epochs, {"student": student, "method": method}, evaluates=False)
+
+
+def folder_name(o, teacher_name) -> str:
+    """The published name of a student's folder."""
+    return (f"S:{o.model_s}_T:{teacher_name}_{o.dataset}_{o.distill}_r:{o.gamma}_a:{o.alpha}_b:{o.beta}"
+            f"_intrat:{o.intra_T}_avg:{o.avg}_{o.trial}")
+
+
+def loss_in_words(method, objective, o) -> str:
+    """The resolved loss, as '1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)'."""
+    flags = [f"{flag.name[2:]}={getattr(o, flag.name[2:])}" for flag in method.flags]
+    own = ", ".join([f"a={o.alpha:g}", f"b={o.beta:g}", *flags])
+    words = {"ce": f"{o.gamma:g}·CE", "kd": f"{o.alpha:g}·KD(T={getattr(o, 'kd_T', '')})",
+             "ikd": f"{o.avg:g}·IKD(T={o.intra_T:g})"} | {method.name: f"{method.name} [{method.formula}; {own}]"}
+    return " + ".join(words[name] for name in objective.terms)
+
+
+def parameters(net) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+if __name__ == "__main__":
+    guarded(main)

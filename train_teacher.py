@@ -1,0 +1,48 @@
+"""Train a network with the labels alone: a teacher, or the baseline of a student.
+
+python train_teacher.py --model wrn_40_2
+"""
+import sys
+
+import torch
+
+import dataset
+from helper import cli
+from helper.errors import guarded
+from helper.loop import LiveTeacher, Phase, fit, sgd
+from helper.objective import CrossEntropy, Objective
+from helper.run import Run
+from helper.schedule import rates
+from helper.streams import stream
+from models import build_model
+
+
+def main():
+    options = cli.teacher_options(sys.argv[1:])
+    device = cli.device_of(options)
+    data = dataset.load(options.dataset, options.data_dir)
+    torch.manual_seed(stream(options.seed, options.trial, "init"))
+    net = build_model(options.model, len(data.classes)).to(device)
+
+    run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
+    if run.result is not None:
+        return run.report()
+    run.start(device, {
+        "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE",
+    })
+    objective = Objective({"ce": CrossEntropy()})
+    phase = Phase(
+        "train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
+        rates(options), options.epochs, {"student": net, "objective": objective})
+    fit(phase, dataset.TrainViews(data, device), dataset.EvalImages(data, device), run, options)
+    run.finish(phase, {})
+    run.report()
+
+
+def folder_name(o) -> str:
+    """The published name of a teacher's folder."""
+    return f"{o.model}_{o.dataset}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
+
+
+if __name__ == "__main__":
+    guarded(main)
