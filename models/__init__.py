@@ -1,4 +1,5 @@
 """The networks of the published tables, by name."""
 from models._base import Classifier, Outputs
+from models._registry import model_dict
 
-__all__ = ["Classifier", "Outputs"]
+__all__ = ["Classifier", "Outputs", "model_dict"]

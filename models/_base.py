@@ -28,9 +28,15 @@ class Classifier(nn.Module):
 
     A family implements `outputs`; everything else calls the network itself, so that hooks
     and wrappers (DistributedDataParallel, torch.compile) see every forward pass.
+
+    name: the network's name in `model_dict`, for messages and records
     """
 
     head_name = "fc"
+
+    def __init__(self, name: str = ""):
+        super().__init__()
+        self.name = name
 
     def outputs(self, x: Tensor) -> Outputs:
         """All named outputs for images x: (B, 3, height, width)."""
