@@ -16,7 +16,7 @@ from helper.objective import Objective, student_objective
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
-from models import build_model, load_model
+from models import load_model, model_dict
 
 
 def main():
@@ -29,7 +29,7 @@ def main():
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")
 
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    student = build_model(options.model_s, len(data.classes))
+    student = model_dict[options.model_s](num_classes=len(data.classes))
     setup = probe(student, teacher, data)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)

@@ -14,7 +14,7 @@ from helper.objective import CrossEntropy, Objective
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
-from models import build_model
+from models import model_dict
 
 
 def main():
@@ -22,7 +22,7 @@ def main():
     device = cli.device_of(options)
     data = dataset.load(options.dataset, options.data_dir)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    net = build_model(options.model, len(data.classes)).to(device)
+    net = model_dict[options.model](num_classes=len(data.classes)).to(device)
 
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:

@@ -1,0 +1,74 @@
+"""Whole training runs of the published implementation, reproduced by this loop and these terms."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dataset
+from distiller_zoo import METHODS, Setup
+from helper import cli
+from helper.loop import LiveTeacher, Phase, fit, sgd
+from helper.objective import student_objective
+from helper.run import Run
+from helper.schedule import rates
+from models import model_dict
+from tests.golden import recipe
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "trajectories.json").read_text())
+
+
+class RecipeBatches:
+    """The golden batches, the same in every epoch, in the place of a data set's views."""
+
+    flip = False
+
+    def __init__(self, seed, **sizes):
+        self.fixed = [dataset.Batch(*batch, view=None) for batch in recipe.trajectory_batches(seed, **sizes)]
+        self.labels = torch.cat([batch.labels for batch in self.fixed])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batches(self, plan, batch_size):
+        return iter(self.fixed)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_run_equals_golden(name, tmp_path):
+    golden = GOLDEN[name]
+    options = cli.student_options(
+        f"--path_t none --distill {golden['distill']} --model_s {golden['student']} -r {golden['gamma']} "
+        f"-a {golden['alpha']} -b {golden['beta']} --avg {golden['avg']} --intra_T {golden['intra_T']} "
+        f"--kd_T {golden['kd_T']} --epochs {golden['epochs']} --batch_size {golden['batch_size']} "
+        f"--learning_rate {golden['lr']} --wram_up {golden['warmup']} --save_dir {tmp_path} --device cpu".split())
+    student, teacher = (model_dict[golden[net]](num_classes=100) for net in ("student", "teacher"))
+    for net in (student, teacher):
+        net.load_state_dict(recipe.fill(net.state_dict()))
+    views = RecipeBatches(golden["data_seed"], n_batches=golden["batches"], batch_size=golden["batch_size"])
+    digits = dataset.load("digits", "")
+    with torch.no_grad():
+        out_s, out_t = (net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher))
+    setup = Setup(out_s, out_t, student.name, teacher.name, views.labels, 100)
+    objective = student_objective(METHODS[options.distill](setup, options), setup, options)
+    phase = Phase("train", student, LiveTeacher(teacher, objective.reads), objective,
+                  sgd([*student.parameters(), *objective.parameters()], options), rates(options), options.epochs,
+                  {"student": student, "objective": objective})
+    run = Run(options, ("students", "scalars"), "golden", student, digits)
+    run.start(torch.device("cpu"), {})
+    fit(phase, views, dataset.EvalImages(digits, torch.device("cpu")), run, options)
+
+    assert [line["rate"] for line in run.lines] == pytest.approx(golden["lrs"], rel=1e-6)
+    assert [line["loss"] for line in run.lines] == pytest.approx(golden["epoch_mean_loss"], rel=1e-3)
+    norms = {key: value.float().norm().item() for key, value in student.state_dict().items()}
+    for key, norm in golden["final_weight_norms"].items():
+        assert norms[key] == pytest.approx(norm, rel=1e-3), key
+    if golden["avg"]:
+        means = objective.terms["ikd"].means
+        for row, norm in golden["class_mean_rows_norm"].items():
+            assert means[int(row)].norm().item() == pytest.approx(norm, rel=1e-3)
+    student.eval()
+    with torch.no_grad():
+        losses = [F.cross_entropy(student(batch.images), batch.labels) for batch in views.fixed]
+    assert torch.stack(losses).mean().item() == pytest.approx(golden["eval_loss"], rel=1e-3)
