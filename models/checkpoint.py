@@ -163,15 +163,15 @@ def _load(path):
         raise CheckpointError(f"{path!r} cannot be read: {reason}") from None
     if empty:
         raise CheckpointError(f"{path} is empty: fetch or write it again")
-    try:
-        with warnings.catch_warnings():
-            # Its remarks on the pickle would only stand before our own line.
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # Remarks of the readers on the bytes would only stand before our own line.
+        warnings.simplefilter("ignore")
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
-    # Broad on purpose: the readers behind torch.load raise what the bytes happen to provoke (KeyError,
-    # UnicodeDecodeError, struct.error, MemoryError, ...), and every one of these means a bad file.
-    except Exception:
-        raise CheckpointError(f"{path} {_diagnosis(path)}") from None
+        # Broad on purpose: the readers behind torch.load raise what the bytes happen to provoke (KeyError,
+        # UnicodeDecodeError, struct.error, MemoryError, ...), and every one of these means a bad file.
+        except Exception:
+            raise CheckpointError(f"{path} {_diagnosis(path)}") from None
 
 
 def _diagnosis(path) -> str:

@@ -131,6 +131,11 @@ def test_the_name_from_folder_or_file(path, expected):
     assert model_name_from(path, Checkpoint({})) == expected
 
 
+def test_the_longest_name_that_begins_the_folder_wins(monkeypatch):
+    monkeypatch.setitem(model_dict, "wrn_40_2_thin", model_dict["wrn_40_2"])
+    assert model_name_from("wrn_40_2_thin_vanilla/a.pth", Checkpoint({})) == "wrn_40_2_thin"
+
+
 def test_the_name_in_the_checkpoint_wins():
     assert model_name_from("resnet56_vanilla/resnet20.pth", Checkpoint({}, model_name="vgg8")) == "vgg8"
 
