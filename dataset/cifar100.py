@@ -27,6 +27,9 @@ def _fetch(root):
     put = f"put {archive} or the folder {datasets.CIFAR100.base_folder} into {root} (--data_dir)"
     try:
         os.makedirs(root, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the data folder {root} is not writable ({error.strerror}): give another --data_dir") from None
+    try:
         present = os.path.isdir(os.path.join(root, datasets.CIFAR100.base_folder))
         if not present:
             print(f"CIFAR-100 is not in {root}: fetching {datasets.CIFAR100.url}", flush=True)

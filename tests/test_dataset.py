@@ -1,0 +1,167 @@
+"""Data and views: equal to torchvision's transforms, drawn as stated, fetched from where torchvision fetches."""
+import hashlib
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets, transforms
+
+import dataset
+from dataset import Data, DataError, EvalImages, Split, TrainViews, epoch_plan
+from dataset.cifar100 import MEAN, STD
+
+CPU = torch.device("cpu")
+
+
+def random_data(n=6, size=32, flip=True):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(n))
+    return Data("random", tuple("abcdef"), MEAN, STD, flip, split, split)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_all_162_views_equal_torchvisions_bit_for_bit(size):
+    data = random_data(n=2, size=size)
+    views = TrainViews(data, CPU)
+    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    for i, image in enumerate(data.train.images):
+        padded = transforms.functional.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), [4])
+        for vertical in range(9):
+            for horizontal in range(9):
+                cut = transforms.functional.crop(padded, vertical, horizontal, size, size)
+                for mirrored, shown in enumerate((cut, transforms.functional.hflip(cut))):
+                    view = torch.tensor([(vertical * 9 + horizontal) * 2 + mirrored])
+                    assert torch.equal(views.gather(torch.tensor([i]), view)[0], finish(shown))
+
+
+def test_a_batch_of_many_views_equals_each_of_them_alone():
+    views = TrainViews(random_data(), CPU)
+    index, view = torch.tensor([5, 0, 3, 3]), torch.tensor([0, 161, 80, 7])
+    batch = views.batch(index, view)
+    for i in range(4):
+        assert torch.equal(batch.images[i], views.gather(index[i : i + 1], view[i : i + 1])[0])
+    assert torch.equal(batch.labels, index)
+
+
+def test_test_images_are_normalised_as_torchvision_does():
+    data = random_data()
+    images, labels = next(EvalImages(data, CPU).batches(4))
+    expected = transforms.Normalize(MEAN, STD)(data.test.images[:4].float() / 255)
+    assert torch.equal(images, expected) and torch.equal(labels, torch.arange(4))
+
+
+def test_an_epoch_shows_every_sample_once_and_keeps_the_smaller_last_batch():
+    views = TrainViews(random_data(), CPU)
+    batches = list(views.batches(epoch_plan(6, True, 0, "1", "train", 1), 4))
+    assert [len(batch.labels) for batch in batches] == [4, 2]
+    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(6))
+
+
+def test_the_plan_is_a_pure_function_of_seed_trial_phase_and_epoch():
+    base = (0, "1", "train", 1)
+    plan = epoch_plan(1000, True, *base)
+    torch.manual_seed(7)
+    assert all(torch.equal(a, b) for a, b in zip(plan, epoch_plan(1000, True, *base), strict=True))
+    for other in [(1, "1", "train", 1), (0, "2", "train", 1), (0, "1", "first", 1), (0, "1", "train", 2)]:
+        changed = epoch_plan(1000, True, *other)
+        assert not torch.equal(plan[0], changed[0]) and not torch.equal(plan[1], changed[1])
+
+
+def test_views_are_uniform_over_162_and_not_mirrored_without_flip():
+    _, view = epoch_plan(162 * 500, True, 0, "1", "train", 1)
+    counts = torch.bincount(view, minlength=162)
+    # 500 expected in each; the chi-squared of 161 degrees of freedom exceeds 240 once in 10,000.
+    assert len(counts) == 162 and ((counts - 500) ** 2 / 500).sum() < 240
+    _, view = epoch_plan(1000, False, 0, "1", "train", 1)
+    assert (view % 2 == 0).all()
+
+
+def test_digits_are_stratified_fixed_and_disjoint():
+    data = dataset.load("digits", "unused")
+    assert len(data.train) == 1442 and len(data.test) == 355 and not data.flip
+    assert data.train.images.shape[1:] == (3, 32, 32) and data.train.images.dtype == torch.uint8
+    whole = torch.bincount(data.train.labels) + torch.bincount(data.test.labels)
+    assert ((torch.bincount(data.test.labels) / whole - 0.2).abs() < 0.01).all()
+    pixels = data.train.images.float() / 255
+    assert pixels.mean() == pytest.approx(data.mean[0], abs=1e-4)
+    assert pixels.std() == pytest.approx(data.std[0], abs=1e-4)
+
+
+@pytest.fixture
+def cifar_server(tmp_path, monkeypatch):
+    """A server of a small archive in CIFAR-100's format, which torchvision is told to fetch from."""
+    rng = np.random.default_rng(0)
+
+    def batch(n):
+        return {b"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), b"fine_labels": [i % 100 for i in range(n)]}
+
+    files = {"train": pickle.dumps(batch(200)), "test": pickle.dumps(batch(100)),
+             "meta": pickle.dumps({b"fine_label_names": [b"name%d" % i for i in range(100)]})}
+    # torchvision reads keys as text, as the official files hold them.
+    for name, content in files.items():
+        files[name] = pickle.dumps({k.decode(): v for k, v in pickle.loads(content).items()})
+    files["meta"] = pickle.dumps({"fine_label_names": [f"name{i}" for i in range(100)]})
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "cifar-100-python.tar.gz").write_bytes(archive.getvalue())
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=site)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    official = datasets.CIFAR100
+    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
+    monkeypatch.setattr(official, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(official, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(official, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5["meta"]})
+    yield site
+    server.shutdown()
+
+
+def test_missing_cifar100_is_fetched_and_checked(cifar_server, tmp_path):
+    data = dataset.load("cifar100", str(tmp_path / "data"))
+    assert len(data.train) == 200 and len(data.test) == 100 and data.classes[99] == "name99" and data.flip
+    raw = pickle.loads((tmp_path / "data/cifar-100-python/train").read_bytes())
+    assert torch.equal(data.train.images[3].flatten(), torch.from_numpy(raw["data"][3]))
+    (cifar_server / "cifar-100-python.tar.gz").unlink()
+    assert len(dataset.load("cifar100", str(tmp_path / "data")).train) == 200  # nothing more is fetched
+
+
+@pytest.mark.parametrize("fault", ["absent", "garbage", "truncated"])
+def test_what_cannot_be_fetched_says_what_to_put_where(cifar_server, tmp_path, fault):
+    archive = cifar_server / "cifar-100-python.tar.gz"
+    content = archive.read_bytes()
+    archive.unlink()
+    if fault != "absent":
+        archive.write_bytes(b"<html>busy</html>" if fault == "garbage" else content[: len(content) // 2])
+    with pytest.raises(DataError) as caught:
+        dataset.load("cifar100", str(tmp_path / "data"))
+    message = str(caught.value)
+    assert "\n" not in message and "cannot be fetched" in message
+    assert "put cifar-100-python.tar.gz or the folder cifar-100-python into" in message and "--data_dir" in message
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"not writable.*--data_dir"):
+        dataset.load("cifar100", str(tmp_path / "file" / "data"))

@@ -1,0 +1,89 @@
+"""The pieces of the loop: schedule, meters, evaluation, streams, the step."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dataset
+from helper.errors import RunError
+from helper.loop import evaluate
+from helper.meters import Meters
+from helper.schedule import lr_at
+from helper.streams import stream
+from models import model_dict
+
+DECAY = [150, 180, 210]
+
+
+@pytest.mark.parametrize("epoch, rate", [(1, 0.05), (150, 0.05), (151, 0.005), (180, 0.005), (181, 5e-4),
+                                         (210, 5e-4), (211, 5e-5), (240, 5e-5)])
+def test_rate_decays_after_its_epochs(epoch, rate):
+    assert lr_at(epoch, 0.05, DECAY, 0.1) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("epoch, rate", [(1, 0.0025), (2, 0.005), (19, 0.0475), (20, 0.05), (21, 0.05), (151, 0.005)])
+def test_warm_up_ends_at_the_full_rate(epoch, rate):
+    assert lr_at(epoch, 0.05, DECAY, 0.1, warmup=20) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_no_warm_up_at_all(warmup):
+    assert lr_at(1, 0.05, DECAY, 0.1, warmup) == 0.05
+
+
+def test_meters_average_over_samples_not_steps():
+    meters = Meters(["ce", "kd"], torch.device("cpu"))
+    logits = torch.eye(10)[:4]
+    one, two, four, zero = (torch.tensor(x) for x in (1.0, 2.0, 4.0, 0.0))
+    meters.update({"ce": one, "kd": two}, one + two, logits, torch.tensor([0, 1, 2, 9]))
+    meters.update({"ce": four, "kd": zero}, four, logits[:1], torch.tensor([9]))
+    averages = meters.read()
+    assert averages.losses == {"ce": pytest.approx((4 * 1 + 4) / 5), "kd": pytest.approx(8 / 5)}
+    assert averages.loss == pytest.approx(16 / 5) and averages.top1 == pytest.approx(60)
+
+
+def test_top5_counts_a_label_among_the_five_largest():
+    logits = torch.arange(10.0).flip(0).expand(10, 10)
+    meters = Meters(["ce"], torch.device("cpu"))
+    meters.update({"ce": torch.tensor(0.0)}, torch.tensor(0.0), logits, torch.arange(10))
+    assert (meters.read().top1, meters.read().top5) == (10, 50)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_its_term_and_step(bad):
+    meters = Meters(["ce", "kd"], torch.device("cpu"))
+    for step in range(1, 5):
+        kd = torch.tensor(bad if step >= 3 else 1.0)
+        meters.update({"ce": torch.tensor(1.0), "kd": kd}, 1 + kd, None, torch.zeros(2))
+    with pytest.raises(RunError, match="'kd' is not finite at step 3"):
+        meters.read()
+
+
+def test_meters_never_wait_for_the_device():
+    """On the meta device any look at a value raises."""
+    with torch.device("meta"):
+        meters, loss = Meters(["ce"], torch.device("meta")), torch.zeros(())
+        meters.update({"ce": loss}, loss, torch.zeros(8, 10), torch.zeros(8, dtype=torch.int64))
+
+
+def test_evaluation_equals_the_net_on_all_images_at_once_and_leaves_the_mode():
+    data = dataset.load("digits", "")
+    net = model_dict["resnet8"](num_classes=10).train()
+    test = dataset.EvalImages(data, torch.device("cpu"))
+    result = evaluate(net, test, batch_size=100)
+    assert net.training
+    net.eval()
+    with torch.no_grad():
+        ((images, labels),) = test.batches(len(test))
+        logits = net(images)
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    among = (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item()
+    assert result.top5 == pytest.approx(100 * among)
+
+
+def test_streams_of_neighbours_are_unrelated_and_stable():
+    seeds = {stream(s, t, "train", e) for s in range(4) for t in ("1", "2") for e in range(50)}
+    assert len(seeds) == 400
+    assert stream(0, "1", "init") == 6615252530199906622 and stream(0, 1, "init") == stream(0, "1", "init")
