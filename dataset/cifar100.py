@@ -4,11 +4,10 @@ import io
 import os
 
 import torch
-from torchvision import datasets
 
 from dataset._base import Data, DataError, Split
 
-# SPEC of the CRD benchmark and its descendants: these very digits, not the exact statistics.
+# What the CRD benchmark and its descendants normalise by: these very digits, not the exact statistics.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 
@@ -23,6 +22,8 @@ def load(root: str) -> Data:
 
 
 def _fetch(root):
+    from torchvision import datasets  # its import takes as long as PyTorch's: only who needs it waits
+
     archive = datasets.CIFAR100.filename
     put = f"put {archive} or the folder {datasets.CIFAR100.base_folder} into {root} (--data_dir)"
     try:
