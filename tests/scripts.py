@@ -1,35 +1,70 @@
-"""Running the entry scripts as a user does."""
+"""Running the entry scripts as a user does: real processes, real files."""
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
-def start(script, *flags, root=ROOT, **popen):
-    """The process of `python SCRIPT FLAGS`, in the repository's root."""
-    command = [sys.executable, script, *(str(flag) for flag in flags)]
-    return subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, **popen)
+@lru_cache
+def _forker():
+    """The process of forker.py, which ends with this one."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(Path(__file__).parent / "forker.py")], env=environment, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def run(script, *flags, root=ROOT, timeout=120):
+def _ask(command):
+    forker = _forker()
+    forker.stdin.write(json.dumps(command) + "\n")
+    forker.stdin.flush()
+    return json.loads(forker.stdout.readline())
+
+
+class Process:
+    """A running `python SCRIPT FLAGS` in the repository's root, or in another `root`."""
+
+    def __init__(self, script, *flags, root=ROOT):
+        self.folder = tempfile.mkdtemp(prefix="ikd-test-")
+        self.out, self.err = (os.path.join(self.folder, name) for name in ("out", "err"))
+        self.pid = _ask({"root": str(root), "argv": [script, *(str(flag) for flag in flags)],
+                         "out": self.out, "err": self.err})
+
+    def signal(self, signum):
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout=240):
+        """Its exit code, negative for a signal; a process that outlasts `timeout` seconds is killed."""
+        self.returncode = _ask({"wait": self.pid, "timeout": timeout})
+        if self.returncode is None:
+            self.signal(signal.SIGKILL)
+            self.returncode = _ask({"wait": self.pid, "timeout": 10})
+        return self.returncode
+
+    @property
+    def stdout(self):
+        return Path(self.out).read_text() if os.path.exists(self.out) else ""
+
+    @property
+    def stderr(self):
+        return Path(self.err).read_text() if os.path.exists(self.err) else ""
+
+
+def run(script, *flags, root=ROOT):
     """The finished process, with returncode, stdout and stderr."""
-    process = start(script, *flags, root=root)
-    try:
-        process.stdout, process.stderr = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
+    process = Process(script, *flags, root=root)
+    process.wait()
     return process
 
 
-def succeed(script, *flags, **options):
+def succeed(script, *flags, root=ROOT):
     """As run, and it must exit 0; what went wrong is shown."""
-    process = run(script, *flags, **options)
+    process = run(script, *flags, root=root)
     assert process.returncode == 0, f"{process.stdout}\n{process.stderr}"
     return process
 
@@ -43,6 +78,3 @@ def only(folder, pattern="*"):
     """The one entry of a folder that fits."""
     (found,) = Path(folder).glob(pattern)
     return found
-
-
-SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}

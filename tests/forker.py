@@ -1,0 +1,50 @@
+"""Runs scripts in processes of their own without importing PyTorch anew for each.
+
+Reads a JSON line {"root", "argv", "out", "err"} and answers with the pid of a fork that has PyTorch
+loaded, and nothing of this repository; it runs `python argv...` in `root`, its output going to the two
+files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
+"""
+import json
+import os
+import runpy
+import sys
+import time
+
+import sklearn.datasets  # noqa: F401
+import torch
+
+running, ended = set(), {}
+
+
+def run(root, argv, out, err):
+    os.chdir(root)
+    for name, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv, sys.path[0] = argv, root
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    command = json.loads(line)
+    if "wait" in command:
+        pid = command["wait"]
+        # Not a blocking wait: the asker may give up and ask for another.
+        deadline = time.monotonic() + command["timeout"]
+        while pid in running and time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                running.discard(pid)
+                ended[pid] = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.01)
+        answer = ended.get(pid)
+    else:
+        answer = os.fork()
+        if answer == 0:
+            run(**command)
+            sys.stdout.flush()
+            sys.exit(0)
+        running.add(answer)
+    print(json.dumps(answer), flush=True)
