@@ -13,6 +13,7 @@ from helper import cli
 from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
 from helper.objective import Objective, student_objective
+from helper.published import teacher_warning
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
@@ -47,6 +48,10 @@ def main():
         "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
         "loss": loss_in_words(method, objective, options),
     })
+
+    warning = teacher_warning(teacher.name, data.name, teacher_accuracy.top1)
+    if warning:
+        print(f"note      {warning}", flush=True)
 
     stage = method.stage(student) if options.beta != 0 else None
     if stage is not None:

@@ -1,6 +1,7 @@
 """The command lines of both scripts."""
 import argparse
 import difflib
+import os
 import sys
 from argparse import Namespace
 
@@ -10,7 +11,15 @@ from dataset import LOADERS
 from distiller_zoo import METHODS
 from distiller_zoo.kd import TEMPERATURE
 from helper.errors import UsageError
-from helper.flags import epoch_list, nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
+from helper.flags import (
+    epoch_list,
+    nonnegative_float,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    trial_name,
+    unit_float,
+)
 from models import model_dict
 
 # The benchmark's rate for the nets made for phones; every other student starts at 0.05.
@@ -124,13 +133,15 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--warm_up", "--wram_up", type=nonnegative_int, default=warmup, metavar="N",
                        help="epoch e < N runs at e/N of the rate")
     group.add_argument("--weight_decay", type=nonnegative_float, default=5e-4, metavar="X", help="on every parameter")
-    group.add_argument("--momentum", type=nonnegative_float, default=0.9, metavar="X", help="of SGD")
+    group.add_argument("--momentum", type=unit_float, default=0.9, metavar="X", help="of SGD")
     group.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="random seed")
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", default="cifar100", choices=LOADERS, metavar="NAME",
                        help="one of " + ", ".join(LOADERS) + " (default cifar100)")
     group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
+    group.add_argument("--deterministic", action="store_true",
+                       help="on CUDA: the same bits each time, at a price; the CPU gives them anyway")
     group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
                        help="processes that read images; data sets held in memory need none")
     group = parser.add_argument_group("record")
@@ -188,9 +199,16 @@ def defaults_of(method) -> str:
 
 
 def device_of(options: Namespace) -> torch.device:
-    """The device to train on. Raises UsageError if CUDA is asked for where there is none."""
+    """The device to train on, set up as `--deterministic` says; options.device becomes its name.
+
+    Raises UsageError if CUDA is asked for where there is none.
+    """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not options.deterministic
     return torch.device(options.device)

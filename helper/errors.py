@@ -32,8 +32,10 @@ def guarded(main) -> None:
     except RunError as error:
         _leave(1, error)
     except OSError as error:
-        _leave(1, f"{error.filename or 'input/output'}: {error.strerror or error}; what was saved before is intact, "
-                  "and the same command goes on from there")
+        _leave(1, f"{error.filename or 'input/output'}: {error.strerror or error}; mend that, and the same command "
+                  "goes on from what was saved before")
+    except KeyboardInterrupt:
+        _leave(130, "stopped by SIGINT before the first epoch")
     except Interrupted as stop:
         name = signal.Signals(stop.signum).name
         _leave(128 + stop.signum, f"stopped by {name}; the same command goes on from the last finished epoch")

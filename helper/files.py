@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, and folders that one process holds."""
+import contextlib
 import fcntl
 import io
 import json
@@ -8,13 +9,15 @@ import torch
 
 from helper.errors import UsageError
 
+PARTIAL = ".partial"
+
 
 def write_bytes(path: str, content: bytes) -> None:
     """Write a file whole: beside its place, to the disk, then renamed; an error leaves what was there.
 
     Raises OSError.
     """
-    partial = f"{path}.partial"
+    partial = path + PARTIAL
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -22,7 +25,7 @@ def write_bytes(path: str, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError:
-        if os.path.exists(partial):
+        with contextlib.suppress(OSError):
             os.remove(partial)
         raise
     # The rename itself reaches the disk with the folder.

@@ -1,4 +1,5 @@
 """A run's record: its folder of arguments, log, checkpoints and result, and its scalars."""
+import glob
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import torch
 
 from dataset import Data
 from helper.errors import Interrupted, UsageError
-from helper.files import lock_folder, write_bytes, write_json, write_torch
+from helper.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
 from helper.progress import clock
 from models import Classifier
 
@@ -34,15 +35,17 @@ class Run:
     Raises UsageError where the folder is another process's, or holds a run with other settings.
     """
 
-    # States younger than this are kept in memory and written by a later epoch, or by a signal.
-    SAVE_SECONDS = 10
+    # Writing the state may take this part of a run's time; where epochs are too short for it, a state stays
+    # in memory until a later epoch, or a signal, has it written.
+    SAVE_SHARE = 0.05
 
     def __init__(self, options: Namespace, folders: tuple[str, str], name: str, net: Classifier, data: Data):
         self.options, self.settings, self.data = options, vars(options), data
         self.folder, self.scalar_folder = (os.path.join(options.save_dir, folder, name) for folder in folders)
         self.model_name, self.num_classes = net.name, len(data.classes)
         self.best = {"top1": -1.0}
-        self.lines, self.state, self.saved_at, self.stop_signal = [], None, 0.0, None
+        self.lines, self.state, self.stop_signal = [], None, None
+        self.saved_at = self.save_seconds = 0.0
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
@@ -50,6 +53,8 @@ class Run:
         self.lock = lock_folder(self.folder)
         if options.overwrite:
             self._clear()
+        for left_over in glob.glob(glob.escape(self.folder) + "/*" + PARTIAL):
+            os.remove(left_over)
         self.result = self._read_json("result.json")
         self.held = None
         if self._exists(STATE) or self.result is not None:
@@ -165,15 +170,17 @@ class Run:
             "modules": {name: module.state_dict() for name, module in phase.modules.items()},
             "optimizer": phase.optimizer.state_dict(), "best": self.best, "lines": self.lines,
         }
-        if epoch == phase.epochs or time.monotonic() - self.saved_at >= self.SAVE_SECONDS:
+        if epoch == phase.epochs or (time.monotonic() - self.saved_at) * self.SAVE_SHARE >= self.save_seconds:
             self._write_state()
         else:
             self.state = _copied(self.state)
 
     def _write_state(self):
         if self.state is not None:
+            started = time.monotonic()
             write_torch(self._path(STATE), self.state)
             self.state, self.saved_at = None, time.monotonic()
+            self.save_seconds = self.saved_at - started
 
     def _on_signal(self, signum, frame):
         if self.stop_signal is not None:  # asked twice: at once

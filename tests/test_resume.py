@@ -1,0 +1,118 @@
+"""A run that was stopped in any way and started again ends with the bits of one that never stopped."""
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from tests import scripts
+
+FAST = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 5, "--warm_up", 2, "--lr_decay_epochs", "4",
+        "--batch_size", 128, "--save_freq", 2)
+METHODS = {
+    "kd+IKD": ("--distill", "kd", "-r", 0.1, "-a", 0.9, "--avg", 1),
+}
+TIMES = ("seconds", "images_per_second")
+
+
+def record(folder):
+    """All that a run leaves, without its times: tensors by file, log lines, result."""
+    tensors = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.pth")}
+    lines = [{key: value for key, value in line.items() if key not in TIMES} for line in scripts.read_log(folder)]
+    result = json.loads((folder / "result.json").read_text())
+    return tensors, lines, {key: value for key, value in result.items() if key not in TIMES}
+
+
+def assert_same(a, b, where=""):
+    """Equal to the last bit, whatever is nested in what."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(name, digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, *METHODS[name])
+    started = time.monotonic()
+    scripts.succeed("train_student.py", *flags, "--save_dir", tmp_path / "whole")
+    length = time.monotonic() - started
+    moments = random.Random(name)
+    kills, codes = 0, set()
+    # At least seven kills; none once a process has run its whole course.
+    while True:
+        process = scripts.Process("train_student.py", *flags, "--save_dir", tmp_path / "killed")
+        how = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT][kills % 4]
+        if kills < 7:
+            time.sleep(moments.uniform(0.05, 0.6) * length)
+            process.signal(how)
+        code = process.wait()
+        if code == 0:
+            break
+        assert code in ({-signal.SIGKILL} if how == signal.SIGKILL else {-how, 128 + how}), process.stderr
+        assert process.stderr.count("\n") <= 1 and "Traceback" not in process.stderr
+        kills += 1
+        codes.add(code)
+    assert kills >= 7 and -signal.SIGKILL in codes
+    whole, killed = (scripts.only(tmp_path / part / "student_model") for part in ("whole", "killed"))
+    assert_same(record(whole), record(killed))
+    assert {path.name for path in whole.iterdir()} == {path.name for path in killed.iterdir()}
+
+
+def test_a_signal_saves_the_last_finished_epoch_and_says_so(digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, "--epochs", 50, "--save_dir", tmp_path)
+    process = scripts.Process("train_student.py", *flags)
+    while "train  2/50" not in process.stdout:
+        time.sleep(0.05)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert process.stderr == "error: stopped by SIGTERM; the same command goes on from the last finished epoch\n"
+    folder = scripts.only(tmp_path / "student_model")
+    held = torch.load(folder / "resume.pth", weights_only=True)
+    assert held["epoch"] == len(scripts.read_log(folder)) >= 2
+
+    refused = scripts.run("train_student.py", *flags, "--resume", "never")
+    assert refused.returncode == 2 and "unfinished run" in refused.stderr
+    changed = scripts.run("train_student.py", *flags, "--weight_decay", 0.1)
+    assert changed.returncode == 2 and "--weight_decay 0.0005 there, 0.1 now" in changed.stderr
+
+    afresh = scripts.Process("train_student.py", *flags, "--overwrite")
+    while "train  1/50" not in afresh.stdout:
+        time.sleep(0.05)
+    afresh.signal(signal.SIGKILL)
+    afresh.wait()
+    assert "going on" not in afresh.stdout and len(scripts.read_log(folder)) <= 2
+
+
+def test_a_second_process_on_the_same_folder_refuses(digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, "--epochs", 50, "--save_dir", tmp_path)
+    first = scripts.Process("train_student.py", *flags)
+    while "train  1/50" not in first.stdout:
+        time.sleep(0.05)
+    second = scripts.run("train_student.py", *flags)
+    assert second.returncode == 2 and "another process is training in" in second.stderr
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert scripts.read_log(scripts.only(tmp_path / "student_model"))
+
+
+def test_same_seed_same_bits_and_other_trials_other_streams(digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, "--epochs", 2, "--save_freq", 50, *METHODS["kd+IKD"])
+    for save, *more in [("a",), ("b", "--num_workers", 0, "--print_freq", 1), ("c", "--trial", 2), ("d", "--seed", 1)]:
+        scripts.succeed("train_student.py", *flags, "--save_dir", tmp_path / save, *more)
+    a, b, c, d = (record(scripts.only(tmp_path / save / "student_model")) for save in "abcd")
+    assert_same(a, b)
+    for other in (c, d):
+        assert other[1][0]["loss"] != a[1][0]["loss"]
+    assert c[1][0]["loss"] != d[1][0]["loss"]
