@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -132,6 +133,9 @@ def address(text: str) -> str:
 def fetch(options, console) -> list[str]:
     """Get every teacher asked for; a line for each that is not in place at the end. Raises LocalError."""
     folder = Path(options.save_dir) / "models"
+    if importlib.util.find_spec("torch") is None:
+        raise LocalError(f"{sys.executable} has no PyTorch to check the teachers with: install requirements.txt, "
+                         "or make .venv with sh scripts/quickstart.sh")
     with local(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -173,7 +177,6 @@ def present(name, destination, console) -> str | None:
 
 def obtain(name, destination, sources, console) -> str | None:
     """Try source after source; what was tried, if none had the file."""
-    strict_load_exists()
     partial, tried = Partial(destination), []
     for source in sources:
         if source.down is None:
@@ -212,19 +215,9 @@ def accept(name, partial, destination) -> float | None:
     return accuracy
 
 
-def strict_load_exists():
-    """Raise LocalError, before anything is fetched, where the check of it cannot run."""
-    try:
-        import models  # noqa: F401 (seconds, which a run with nothing to fetch does not need)
-    except ImportError as error:
-        raise LocalError(f"{sys.executable} cannot check what it fetches ({error}): install requirements.txt "
-                         "for it, or make .venv with sh scripts/quickstart.sh") from None
-
-
 def strict_load(name, path) -> float | None:
     """Load the file into its network, which must take it exactly; the accuracy it claims. Raises Refused."""
-    strict_load_exists()
-    from models import CheckpointError, load_model
+    from models import CheckpointError, load_model  # seconds, which a run with nothing to check does not need
 
     try:
         return load_model(path, model_name=name, num_classes=100)[1].accuracy
@@ -489,7 +482,11 @@ class Mirror(Source):
 
     def bring(self, name, partial):
         if not self.complete:
-            self.download(ARCHIVE, f"{self.options.mirror}/{ARCHIVE}", self.archive)
+            try:
+                self.download(ARCHIVE, f"{self.options.mirror}/{ARCHIVE}", self.archive)
+            except Refused as fault:
+                self.down = str(fault)  # the same for every teacher
+                raise
             self.complete = True
         partial.start(None)
         try:
