@@ -332,9 +332,7 @@ def recorded(path) -> str | None:
             text = record_of(path).read_text(errors="replace")
         except FileNotFoundError:
             return None
-    if not re.match(r"[0-9a-fA-F]{64}\s", text):
-        raise LocalError(f"{record_of(path)} is no record of sha256sum: delete it, and run this again")
-    return text[:64].lower()
+    return text[:64].lower()  # a damaged record agrees with no file
 
 
 def record(path, digest):
