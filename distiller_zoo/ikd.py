@@ -31,9 +31,9 @@ class IKDLoss(nn.Module):
 class IKD(Term):
     """The IKD term: collects the class means in epoch 1 and pulls the student to them from epoch 2.
 
-    With `fix_means` the means are given instead; the term still acts from epoch 2, as published, so that
-    only the means differ. A class that epoch 1 does not show contributes nothing. The sums are kept in float64: their
-    result does not depend on the order of the batches beyond float32's resolution.
+    A class that epoch 1 does not show contributes nothing. The sums are kept in float64: their
+    result does not depend on the order of the batches beyond float32's resolution. With `fix_means`
+    the means are given instead; the term still acts from epoch 2, so that only the means differ.
     """
 
     reads = frozenset({"logits"})
