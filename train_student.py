@@ -9,7 +9,7 @@ import torch
 
 import dataset
 from distiller_zoo import METHODS, Setup
-from helper import cli
+from helper import cli, teacher_cache
 from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
 from helper.objective import Objective, student_objective
@@ -43,10 +43,11 @@ def main():
     views = dataset.TrainViews(data, device)
     test = dataset.EvalImages(data, device)
     teacher_accuracy = evaluate(teacher.requires_grad_(False), test)
+    cache = teacher_cache.plan(options, teacher, data, setup.teacher, objective.reads, device, run)
     run.start(device, {
         "student": f"{options.model_s}, {parameters(student):,} parameters",
         "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
-        "loss": loss_in_words(method, objective, options),
+        "loss": loss_in_words(method, objective, options), **cache.facts,
     })
 
     warning = teacher_warning(teacher.name, data.name, teacher_accuracy.top1)
@@ -58,8 +59,11 @@ def main():
         fit(stage_phase(stage, method, student, teacher, options), views, test, run, options)
         for module in stage.modules:
             module.requires_grad_(False)
+    source = cache.open(views, run.stop_if_asked)
+    if options.ikd_means == "all":
+        objective.terms["ikd"].fix_means(*source.class_sums(data.train.labels, len(data.classes)))
     phase = Phase(
-        "train", student, LiveTeacher(teacher, objective.reads), objective,
+        "train", student, source, objective,
         sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
         rates(options), options.epochs, {"student": student, "objective": objective})
     fit(phase, views, test, run, options)

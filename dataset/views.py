@@ -19,6 +19,11 @@ PADDING = 4
 OFFSETS = 2 * PADDING + 1
 
 
+def views_of(flip: bool) -> Tensor:
+    """The numbers of an image's views, ascending, int64: all 162, or the 81 that are not mirrored."""
+    return torch.arange(0, 2 * OFFSETS * OFFSETS, 1 if flip else 2)
+
+
 class Batch(NamedTuple):
     """A training batch.
 

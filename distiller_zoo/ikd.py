@@ -32,7 +32,8 @@ class IKD(Term):
     """The IKD term: collects the class means in epoch 1 and pulls the student to them from epoch 2.
 
     A class that epoch 1 does not show contributes nothing. The sums are kept in float64: their
-    result does not depend on the order of the batches beyond float32's resolution.
+    result does not depend on the order of the batches beyond float32's resolution. With `fix_means`
+    the means are given instead; the term still acts from epoch 2, so that only the means differ.
     """
 
     reads = frozenset({"logits"})
@@ -41,7 +42,7 @@ class IKD(Term):
         super().__init__()
         self.weight = weight
         self.loss = IKDLoss(temperature)
-        self.collecting = True
+        self.collecting, self.fixed = True, False
         self.register_buffer("sums", torch.zeros(num_classes, num_classes, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
@@ -49,12 +50,19 @@ class IKD(Term):
     def start_epoch(self, epoch, generator):
         self.collecting = epoch == 1
 
+    def fix_means(self, sums: Tensor, counts: Tensor) -> None:
+        """Take the means from sums (C, C), a class a row, of counts (C,) logits, instead of collecting them."""
+        self.sums.copy_(sums)
+        self.counts.copy_(counts)
+        self.fixed = True
+
     def forward(self, student, teacher, batch):
         if self.collecting:
-            # one_hot(y)ᵀ @ logits is deterministic on CUDA, where index_add_ is not.
-            one_hot = torch.nn.functional.one_hot(batch.labels, len(self.counts)).double()
-            self.sums += one_hot.T @ teacher.logits.double()
-            self.counts += one_hot.sum(0)
+            if not self.fixed:
+                # one_hot(y)ᵀ @ logits is deterministic on CUDA, where index_add_ is not.
+                one_hot = torch.nn.functional.one_hot(batch.labels, len(self.counts)).double()
+                self.sums += one_hot.T @ teacher.logits.double()
+                self.counts += one_hot.sum(0)
             return student.logits.new_zeros(())
         per_sample = self.loss(student.logits, self.means, batch.labels)
         seen = self.counts[batch.labels] > 0

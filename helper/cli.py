@@ -79,6 +79,10 @@ def student_options(argv: list[str]) -> Namespace:
                          "./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth")
     _resolve_rate(options, options.model_s)
     METHODS[options.distill].resolve(options)
+    if options.ikd_means == "all" and options.avg == 0:
+        raise UsageError("--ikd_means all is of the IKD term, which is off: give --avg a value above 0")
+    if options.teacher_cache not in ("off", "auto", "on"):
+        options.teacher_cache, options.cache_dir = "on", options.teacher_cache
     return options
 
 
@@ -111,10 +115,20 @@ def _student_parser(method):
                        help="weight of the method's own loss (default: the method's published value, see below)")
     group.add_argument("--avg", type=nonnegative_float, default=0.0, help="weight of the IKD term; 0: no IKD")
     group.add_argument("--intra_T", type=positive_float, default=2.0, metavar="T", help="temperature of the IKD term")
+    group.add_argument("--ikd_means", default="epoch", choices=("epoch", "all"),
+                       help="the class means of IKD: over the views that the first epoch shows, as published, or over "
+                            "all views, from the teacher cache")
     if method:
         group = parser.add_argument_group(f"flags of --distill {method.name}")
         _add_method_flags(group, method)
     _add_training_flags(parser, warmup=20)
+    group = parser.add_argument_group("teacher cache: the teacher's outputs on all views, computed once")
+    group.add_argument("--teacher_cache", default="off", metavar="off|auto|on|DIR",
+                       help="auto: where it pays; on: build it if need be; DIR: the same, kept there (default off)")
+    group.add_argument("--cache_dtype", default="float16", choices=("float16", "float32"),
+                       help="of the stored values; the teacher itself always runs in float32")
+    group.add_argument("--cache_dir", default="./save/teacher_cache", metavar="DIR",
+                       help="where caches are kept, shared by all runs")
     group = parser.add_argument_group("first stage")
     group.add_argument("--init_epochs", type=positive_int, default=30, metavar="N",
                        help="epochs of the first stage of factor, abound and fsp")

@@ -20,7 +20,7 @@ from helper.progress import clock
 from models import Classifier
 
 # A restart may change these: they do not touch the result.
-FREE = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "overwrite", "resume"}
+FREE = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir", "overwrite", "resume"}
 STATE = "resume.pth"
 
 
@@ -31,6 +31,7 @@ class Run:
     {model}_last.pth: checkpoints of the net alone; resume.pth: what going on needs; result.json: the end.
     Scalars go to a folder of the same name under `scalars`.
 
+    earlier: the settings of the run that is gone on with; empty for a new one
     options: every resolved option; folders: where runs and their scalars go under --save_dir
     Raises UsageError where the folder is another process's, or holds a run with other settings.
     """
@@ -56,7 +57,7 @@ class Run:
         for left_over in glob.glob(glob.escape(self.folder) + "/*" + PARTIAL):
             os.remove(left_over)
         self.result = self._read_json("result.json")
-        self.held = None
+        self.held, self.earlier = None, {}
         if self._exists(STATE) or self.result is not None:
             self._compare()
         if self.result is None and self._exists(STATE):
@@ -87,6 +88,10 @@ class Run:
         self.logger = _tensorboard_logger(self.scalar_folder)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
+
+    def epochs_left(self, phase: str, epochs: int) -> int:
+        """How many of a phase's epochs are still to train."""
+        return epochs - (self.held["epoch"] if self.held and self.held["phase"] == phase else 0)
 
     def resume(self, phase) -> int:
         """Bring `phase` to the last finished epoch that was saved; returns that epoch, 0 for none."""
@@ -192,7 +197,7 @@ class Run:
         write_bytes(self._path("log.jsonl"), "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def _compare(self):
-        held = (self._read_json("args.json") or {}).get("settings", {})
+        self.earlier = held = (self._read_json("args.json") or {}).get("settings", {})
         differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
                   if key not in FREE and key in held and held[key] != value]
         if differ:

@@ -1,0 +1,437 @@
+"""The exact teacher cache: what it holds, how it survives, when it is used, and what training with it gives."""
+import copy
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import dataset
+import train_student
+from dataset.views import views_of
+from distiller_zoo.ikd import IKD
+from distiller_zoo.kd import DistillKL
+from helper import teacher_cache
+from helper.errors import Interrupted, RunError, UsageError
+from helper.loop import LiveTeacher
+from helper.run import Run
+from helper.streams import stream
+from helper.teacher_cache import HEADROOM, Cache, CachedTeacher, Situation, decide, key_of
+from models import Outputs, model_dict
+
+CPU = torch.device("cpu")
+WIDTHS = {"logits": 10, "pooled": 64}
+BATCH = 16
+
+
+def make_data(n=8, flip=False, n_test=16):
+    """The first digits; also with mirroring, to see all 162 views."""
+    data = dataset.load("digits", "")
+    train, test = (dataset.Split(part.images[:k].clone(), part.labels[:k])
+                   for part, k in ((data.train, n), (data.test, n_test)))
+    return dataclasses.replace(data, train=train, test=test, flip=flip)
+
+
+def make_teacher(seed=0):
+    torch.manual_seed(seed)
+    net = model_dict["resnet8"](num_classes=10)
+    # Logits of a trained net's size, so that tolerances mean something.
+    net.fc.weight.data *= 20
+    return net.eval().requires_grad_(False)
+
+
+def make_cache(root, net, data, dtype="float32"):
+    return Cache(str(root), net, data, dtype, CPU, WIDTHS), dataset.TrainViews(data, CPU)
+
+
+def build(root, n=8, fields=("logits",), dtype="float32"):
+    """What a process of the tests does: build the cache of make_teacher() on make_data(n)."""
+    net = make_teacher()
+    cache, views = make_cache(root, net, make_data(n), dtype)
+    cache.ensure(list(fields), net, views, BATCH, lambda: None)
+    return cache
+
+
+def start_build(root, n, slow=0.0):
+    """`build` in a process of its own that pauses `slow` seconds before each batch and records each."""
+    code = ("import sys, time, torch; torch.set_num_threads(1)\n"
+            "from helper import teacher_cache; from tests import test_teacher_cache as t\n"
+            "teacher_cache.SAVE_SECONDS = 0; write = teacher_cache.Cache._write\n"
+            f"teacher_cache.Cache._write = lambda *a: (time.sleep({slow}), write(*a))[1]\n"
+            f"t.build({str(root)!r}, {n})\n")
+    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_rows(cache, rows, process):
+    """Until that many rows are on the disk; returns how many there are."""
+    deadline = time.monotonic() + 60
+    while True:
+        done = cache.done().get("logits", 0)
+        if done >= rows:
+            return done
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def count_forwards(net, monkeypatch):
+    """A list that grows by the batch's size whenever the net runs."""
+    sizes, outputs = [], net.outputs
+    monkeypatch.setattr(net, "outputs", lambda x: (sizes.append(len(x)), outputs(x))[1])
+    return sizes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("flip", (False, True))
+@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_cached_outputs_are_the_live_ones(flip, dtype, tmp_path):
+    data, net = make_data(3, flip), make_teacher()
+    cache, views = make_cache(tmp_path, net, data, dtype)
+    cache.ensure(["logits", "pooled"], net, views, BATCH, lambda: None)
+    assert cache.shape == (3, 162 if flip else 81)
+    cached = CachedTeacher({name: cache.table(name) for name in WIDTHS}, flip)
+    live = LiveTeacher(net, frozenset(WIDTHS))
+    index, view = torch.cartesian_prod(torch.arange(3), views_of(flip)).T
+    for i in range(0, len(index) - BATCH + 1, 7):  # batches that no batch of the build was
+        batch = views.batch(index[i : i + BATCH].flip(0), view[i : i + BATCH].flip(0))
+        ours, theirs = cached(batch), live(batch)
+        assert ours.stages == () and ours.stem is None
+        for a, b in ((ours.logits, theirs.logits), (ours.pooled, theirs.pooled)):
+            assert a.dtype == torch.float32
+            if dtype == "float32":
+                assert torch.equal(a, b)
+            else:  # half a unit of the last of 11 bits, or of the smallest subnormal
+                assert ((a - b).abs() <= b.abs() * 2**-11 + 2**-25).all() and not torch.equal(a, b)
+
+
+def test_training_views_are_views_of_the_data():
+    for flip in (False, True):
+        _, view = dataset.epoch_plan(20_000, flip, 0, "1", "train", 1)
+        assert torch.equal(view.unique(), views_of(flip))
+
+
+def test_another_field_is_added_without_the_first(tmp_path, capsys):
+    path = Path(build(tmp_path, 2).folder)
+    before = os.stat(path / "logits.bin").st_mtime_ns
+    cache = build(tmp_path, 2, ("logits", "pooled"))
+    assert "pooled of 162 views" in capsys.readouterr().out
+    assert os.stat(path / "logits.bin").st_mtime_ns == before
+    assert cache.done() == {"logits": 162, "pooled": 162}
+
+
+def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
+    net, data = make_teacher(), make_data(2)
+    cache, views = make_cache(tmp_path / "a", net, data)
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 4:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        cache.ensure(["logits"], net, views, BATCH, stop)
+    assert cache.done() == {"logits": 4 * BATCH}
+    assert cache.left(["logits"]) == pytest.approx(1 - 4 * BATCH / 162)
+    sizes = count_forwards(net, monkeypatch)
+    cache.ensure(["logits"], net, views, BATCH, lambda: None)
+    assert sizes == [BATCH] * 7  # 98 rows are left; the last batch reaches back to be a full one
+    assert torch.equal(cache.table("logits"), build(tmp_path / "b", 2).table("logits"))
+
+
+def test_killed_build_goes_on_where_it_was(tmp_path, capsys):
+    net, data = make_teacher(), make_data(8)
+    cache, _ = make_cache(tmp_path / "a", net, data)
+    process = start_build(tmp_path / "a", 8, slow=0.05)
+    wait_for_rows(cache, 6 * BATCH, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = cache.done()["logits"]
+    assert 6 * BATCH <= done < cache.rows
+    capsys.readouterr()
+    build(tmp_path / "a", 8)
+    output = capsys.readouterr().out
+    assert f"going on at {100 * done / cache.rows:.1f}%" in output
+    assert f"complete: {cache.rows - done:,} views" in output
+    assert torch.equal(cache.table("logits"), build(tmp_path / "b", 8).table("logits"))
+
+
+def test_second_process_waits_and_uses_the_first_ones_cache(tmp_path, capsys):
+    net, data = make_teacher(), make_data(4)
+    cache, _ = make_cache(tmp_path / "a", net, data)
+    first = start_build(tmp_path / "a", 4, slow=0.1)
+    wait_for_rows(cache, BATCH, first)
+    build(tmp_path / "a", 4)
+    output = capsys.readouterr().out
+    assert "another process is building" in output and "building the teacher cache" not in output
+    assert cache.left(["logits"]) == 0
+    assert "complete: 324 views" in first.communicate(timeout=60)[0] and first.returncode == 0
+    assert torch.equal(cache.table("logits"), build(tmp_path / "b", 4).table("logits"))
+
+
+def damage_meta(folder):
+    (folder / "meta.json").write_text("{")
+
+
+def damage_key(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"key": "0" * 64}))
+
+
+def damage_rows(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["fields"]["logits"]["rows"] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def damage_size(folder):
+    os.truncate(folder / "logits.bin", 100)
+
+
+def damage_values(folder):
+    (folder / "logits.bin").write_bytes(bytes((folder / "logits.bin").stat().st_size))
+
+
+def remove_values(folder):
+    (folder / "logits.bin").unlink()
+
+
+@pytest.mark.parametrize("damage", (damage_meta, damage_key, damage_rows, damage_size, damage_values, remove_values))
+def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
+    cache = build(tmp_path, 2)
+    right = cache.table("logits").clone()
+    damage(Path(cache.folder))
+    capsys.readouterr()
+    build(tmp_path, 2)
+    output = capsys.readouterr().out
+    assert "cannot be used" in output and "complete: 162 views" in output
+    assert torch.equal(cache.table("logits"), right)
+
+
+def test_key_follows_everything_that_the_outputs_depend_on():
+    net, data = make_teacher(), make_data(2)
+    key = key_of(net, data, "float16", "float32")
+    assert key == key_of(copy.deepcopy(net), make_data(2), "float16", "float32")
+    other = copy.deepcopy(net)
+    other.bn1.running_mean[0] += 1e-6
+    images = data.train.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    others = [
+        key_of(other, data, "float16", "float32"),
+        key_of(make_teacher(1), data, "float16", "float32"),
+        key_of(net, dataclasses.replace(data, train=dataset.Split(images, data.train.labels)), "float16", "float32"),
+        key_of(net, dataclasses.replace(data, mean=(0.3, 0.3, 0.3)), "float16", "float32"),
+        key_of(net, dataclasses.replace(data, std=(0.3, 0.3, 0.3)), "float16", "float32"),
+        key_of(net, dataclasses.replace(data, flip=True), "float16", "float32"),
+        key_of(net, data, "float32", "float32"),
+        key_of(net, data, "float16", "tf32"),
+    ]
+    assert len({key, *others}) == 9
+
+
+def test_full_disk_is_told_before_the_build(tmp_path, monkeypatch):
+    usage = teacher_cache.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UsageError, match=r"needs 0\.01 MB more .* 0\.00 MB are free: .*--cache_dir"):
+        build(tmp_path, 2)
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    net = make_teacher()
+    net.fc.weight.data *= 1e5
+    cache, views = make_cache(tmp_path, net, make_data(2), "float16")
+    with pytest.raises(RunError, match="--cache_dtype float32"):
+        cache.ensure(["logits"], net, views, BATCH, lambda: None)
+    assert cache.left(["logits"]) == 1
+
+
+def test_float16_logits_change_kds_gradient_by_less_than_a_thousandth():
+    torch.manual_seed(0)
+    student = torch.randn(64, 100)
+    teacher = 3 * torch.randn(64, 100)
+
+    def gradient(logits):
+        z = student.clone().requires_grad_()
+        DistillKL(4.0)(z, logits).backward()
+        return z.grad
+
+    exact = gradient(teacher)
+    assert (gradient(teacher.half().float()) - exact).norm() < 1e-3 * exact.norm()
+    # What bfloat16 would do, and why it is not offered.
+    assert (gradient(teacher.bfloat16().float()) - exact).norm() > 2e-3 * exact.norm()
+
+
+def test_class_sums_are_over_all_views(tmp_path):
+    data = make_data(6)
+    labels = torch.tensor([0, 3, 3, 9, 0, 3])
+    cache = build(tmp_path, 6)
+    sums, counts = CachedTeacher({"logits": cache.table("logits")}, data.flip).class_sums(labels, 10)
+    expected = torch.zeros(10, 10, dtype=torch.float64)
+    for image, label in enumerate(labels):
+        expected[label] += cache.table("logits")[image].double().sum(0)
+    torch.testing.assert_close(sums, expected)
+    assert counts.tolist() == [162, 0, 0, 243, 0, 0, 0, 0, 0, 81]
+
+    ikd = IKD(10, 2.0, 1.0)
+    ikd.fix_means(sums, counts)
+    batch = dataset.Batch(None, labels, None, None)
+    ikd.start_epoch(1, None)
+    # Whatever the first epoch shows does not matter, and the term is silent in it, as published.
+    assert ikd(Outputs(logits=torch.randn(6, 10)), Outputs(logits=torch.full((6, 10), 1e6)), batch) == 0
+    ikd.end_epoch(1)
+    torch.testing.assert_close(ikd.means[3], (expected[3] / 243).float())
+    ikd.start_epoch(2, None)
+    assert ikd(Outputs(logits=torch.randn(6, 10)), Outputs(), batch) > 0
+
+
+GB = 10**9
+BASE = Situation(asked="auto", reads=frozenset({"logits"}), earlier=None, left=1.0, epochs=240, views=162, gain=1.0,
+                 disk_needed=2 * GB, disk_free=9 * GB, table=2 * GB, device_free=None)
+
+
+@pytest.mark.parametrize(("change", "use", "why"), (
+    ({}, True, "pays: building costs 162 .* 240"),
+    ({"epochs": 162}, False, "building costs 162 .* 162"),
+    ({"epochs": 163}, True, "pays"),
+    ({"epochs": 100, "gain": 2.0}, True, "pays: building costs 81"),
+    ({"epochs": 60, "left": 0.25}, True, "pays"),
+    ({"views": 81, "epochs": 80}, False, "building costs 81"),
+    ({"epochs": 1, "left": 0.0, "disk_needed": 0, "disk_free": 0}, True, "complete"),
+    ({"disk_free": GB}, False, "needs 2.00 GB more on the disk, 1.00 GB"),
+    ({"device_free": 2 * GB + HEADROOM}, True, "pays"),
+    ({"device_free": 2 * GB + HEADROOM - 1}, False, "the device has"),
+    ({"device_free": GB, "left": 0.0}, False, "the device has"),
+    ({"device_free": GB, "asked": "on"}, True, "asked for"),
+    ({"asked": "on", "epochs": 1}, True, "asked for"),
+    ({"asked": "on", "reads": frozenset({"logits", "stages"})}, False, "stages are read"),
+    ({"reads": frozenset({"stem", "stages"}), "left": 0.0}, False, "stages, stem are read"),
+    ({"reads": frozenset({"logits", "pooled"})}, True, "pays"),
+    ({"reads": frozenset()}, False, "nothing of the teacher"),
+    ({"earlier": "live", "left": 0.0}, False, "as this run began"),
+    ({"earlier": "cache", "epochs": 1}, True, "as this run began"),
+))
+def test_decision(change, use, why):
+    assert decide(BASE._replace(**change))[0] == use
+    assert re.search(why, decide(BASE._replace(**change))[1])
+
+
+def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
+    net, data = make_teacher(), make_data(2)
+    cache, views = make_cache(tmp_path, net, data)
+    plan = teacher_cache.Plan(net, frozenset({"logits"}), cache, {}, BATCH)
+    batch = views.batch(torch.arange(2), torch.tensor([4, 160]))
+    for free, stays in ((HEADROOM + cache.bytes("logits") - 1, True), (HEADROOM + cache.bytes("logits"), False)):
+        monkeypatch.setattr(teacher_cache, "_device_free", lambda device, free=free: free)
+        outputs = plan.open(views, lambda: None)(batch)
+        assert ("stays on the host" in capsys.readouterr().out) == stays
+        assert torch.equal(outputs.logits, cache.table("logits")[[0, 1], [2, 80]])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """conduct(trial, flags) -> (weights at the end, log lines, args.json) of train_student.py on 40 digits."""
+    root = tmp_path_factory.mktemp("runs")
+    data = make_data(40)
+    torch.save({"model": make_teacher().state_dict(), "model_name": "resnet8", "num_classes": 10}, root / "teacher.pth")
+
+    def conduct(trial, *flags, epochs=8):
+        argv = ["train_student.py", "--path_t", str(root / "teacher.pth"), "--dataset", "digits", "--batch_size", "20",
+                "--epochs", str(epochs), "--learning_rate", "0.005", "--wram_up", "0", "--avg", "2", "--seed", "3",
+                "--trial", trial, "--save_dir", str(root), "--device", "cpu", *flags]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(dataset.LOADERS, "digits", lambda folder: data)
+            patch.setattr(sys, "argv", argv)
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            # The trial names the folder; the streams are to be those of one trial.
+            for module in ("train_student", "helper.loop", "dataset.views"):
+                patch.setattr(sys.modules[module], "stream", lambda seed, trial, *purpose: stream(seed, "1", *purpose))
+            try:
+                train_student.main()
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        folder, = (root / "student_model").glob(f"*_{trial}")
+        state = torch.load(folder / "resnet8_last.pth", weights_only=True)["model"]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return state, lines, json.loads((folder / "args.json").read_text())
+
+    conduct.root = root
+    return conduct
+
+
+def losses(lines):
+    return torch.tensor([[line["loss"], *line["losses"].values(), line["test_loss"]] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def live(runs):
+    return runs("live")
+
+
+def test_run_with_float32_cache_is_bit_equal(runs, live, capsys):
+    state, lines, args = runs("float32", "--teacher_cache", str(runs.root / "cache"), "--cache_dtype", "float32")
+    assert "asked for (float32" in args["facts"]["cache"] and args["settings"]["teacher_source"] == "cache"
+    assert "complete: 3,240 views" in capsys.readouterr().out
+    assert all(torch.equal(state[key], live[0][key]) for key in state)
+    assert torch.equal(losses(lines), losses(live[1]))
+
+
+def test_run_with_float16_cache_stays_near(runs, live):
+    """Over the trajectory: every epoch's losses within 1%, the weights and statistics at its end within 1% of
+    their norm. Training amplifies any rounding: what one step sees is less than a thousandth (see above)."""
+    state, lines, _ = runs("float16", "--teacher_cache", str(runs.root / "cache"))
+    assert not torch.equal(losses(lines), losses(live[1]))
+    torch.testing.assert_close(losses(lines), losses(live[1]), rtol=0.01, atol=0)
+    ours, theirs = (torch.cat([value.float().flatten() for value in s.values()]) for s in (state, live[0]))
+    assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_run_with_means_over_all_views(runs, live):
+    _, lines, _ = runs("all", "--teacher_cache", str(runs.root / "cache"), "--ikd_means", "all")
+    assert [line["losses"]["ikd"] > 0 for line in lines] == [False] + 7 * [True]
+    # The first epoch has no IKD, so only from the second on do the means tell.
+    torch.testing.assert_close(losses(lines[:1]), losses(live[1][:1]), rtol=1e-3, atol=0)
+    assert abs(lines[1]["losses"]["ikd"] / live[1][1]["losses"]["ikd"] - 1) > 1e-3
+
+
+def test_means_over_all_views_need_the_cache(runs):
+    with pytest.raises(UsageError, match=r"--ikd_means all .* give --teacher_cache on"):
+        runs("refused", "--ikd_means", "all")
+    with pytest.raises(UsageError, match="--avg"):
+        runs("refused", "--ikd_means", "all", "--avg", "0")
+
+
+def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
+    elsewhere = str(runs.root / "elsewhere")
+    end_epoch = Run.end_epoch
+
+    def end_then_stop(run, *args):
+        end_epoch(run, *args)
+        raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "end_epoch", end_then_stop)
+        with pytest.raises(Interrupted):
+            runs("kept", "--teacher_cache", "auto", "--cache_dir", elsewhere)
+    there = str(runs.root / "cache")
+    runs("there", "--teacher_cache", there)
+    # Another --cache_dir is no other run; the cache there is complete, yet the run began without one.
+    _, lines, args = runs("kept", "--teacher_cache", "auto", "--cache_dir", there)
+    assert len(lines) == 8 and "as this run began (live)" in args["facts"]["cache"]
+    _, _, args = runs("new", "--teacher_cache", "auto", "--cache_dir", there)
+    assert args["facts"]["cache"].startswith("complete (float16, ")
