@@ -140,10 +140,15 @@ def load_model(path, model_name: str | None = None, num_classes: int | None = No
             f"{path} has {checkpoint.num_classes} classes, {num_classes} are expected: "
             "take a checkpoint trained on this data set"
         )
-    with torch.random.fork_rng(devices=[]):
-        net: Classifier = model_dict[name](num_classes=checkpoint.num_classes)
+    net = _built(name, checkpoint.num_classes)
     net.load_state_dict(checkpoint.state_dict, strict=True)
     return net.eval(), checkpoint
+
+
+def _built(name: str, num_classes: int) -> Classifier:
+    """A new network; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return model_dict[name](num_classes=num_classes)
 
 
 def _load(path):
@@ -288,8 +293,8 @@ def _known(name: str, saying: str) -> str:
 
 @lru_cache(maxsize=64)
 def _shapes(name: str, num_classes: int) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        net = model_dict[name](num_classes=num_classes)
+    # Built for real: the meta device would import half of PyTorch's compiler first, over a second.
+    net = _built(name, num_classes)
     return {key: value.shape for key, value in net.state_dict().items()}
 
 
