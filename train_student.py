@@ -67,7 +67,7 @@ def main():
         sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
         rates(options), options.epochs, {"student": student, "objective": objective})
     fit(phase, views, test, run, options)
-    run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1})
+    run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms)})
     run.report()
 
 

@@ -36,7 +36,9 @@ class CRDLoss(nn.Module):
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
         """f_s (B, s_dim), f_t (B, t_dim), idx (B,) the samples, contrast_idx (B, 1 + m) the positive
         first, then m negatives; a scalar. The banks move on afterwards."""
-        return self.contrast(self.embed_s(f_s), self.embed_t(f_t), idx, contrast_idx)
+        # exp(1 / nce_t) is beyond float16, and bfloat16 would round the scores: float32 whatever comes in.
+        with torch.autocast(f_s.device.type, enabled=False):
+            return self.contrast(self.embed_s(f_s.float()), self.embed_t(f_t.float()), idx, contrast_idx)
 
 
 class Contrast(nn.Module):
@@ -113,7 +115,8 @@ class ContrastSampler:
         self.by_class = torch.argsort(labels, stable=True)
         self.counts = torch.bincount(labels, minlength=num_classes)
         self.first = self.counts.cumsum(0) - self.counts
-        self.replace = bool((len(labels) - self.counts.max()) < num_negatives)
+        self.too_few = len(labels) - self.counts < num_negatives
+        self.any_too_few, self.all_too_few = bool(self.too_few.any()), bool(self.too_few.all())
 
     def draw(self, idx: Tensor, generator: torch.Generator) -> Tensor:
         """idx (B,) -> (B, 1 + m) int64, the positive first."""
@@ -122,16 +125,24 @@ class ContrastSampler:
         positive = idx[:, None]
         if self.relax:
             positive = self.by_class[first + self._uniform((len(idx), 1), generator, count)]
-        others = len(self.labels) - count
-        if self.replace:
-            place = self._uniform((len(idx), self.num_negatives), generator, others)
-            negatives = self.by_class[torch.where(place < first, place, place + count)]
+        if self.all_too_few:
+            negatives = self._with_replacement(first, count, generator)
         else:
-            # The smallest of uniform keys are a sample without replacement; own classes get the largest key.
-            keys = torch.rand(len(idx), len(self.labels), generator=generator, device=idx.device)
-            keys.masked_fill_(self.labels == label[:, None], 2.0)
-            negatives = keys.topk(self.num_negatives, dim=1, largest=False, sorted=False).indices
+            negatives = self._without_replacement(label, generator)
+            if self.any_too_few:
+                again = self._with_replacement(first, count, generator)
+                negatives = torch.where(self.too_few[label, None], again, negatives)
         return torch.cat([positive, negatives], dim=1)
+
+    def _with_replacement(self, first, count, generator):
+        place = self._uniform((len(first), self.num_negatives), generator, len(self.labels) - count)
+        return self.by_class[torch.where(place < first, place, place + count)]
+
+    def _without_replacement(self, label, generator):
+        # The smallest of uniform keys are a sample without replacement; own classes get the largest key.
+        keys = torch.rand(len(label), len(self.labels), generator=generator, device=label.device)
+        keys.masked_fill_(self.labels == label[:, None], 2.0)
+        return keys.topk(self.num_negatives, dim=1, largest=False, sorted=False).indices
 
     @staticmethod
     def _uniform(shape, generator, limit):

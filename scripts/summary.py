@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 
-def label(settings: dict) -> str:
-    """A short name of a student's objective, such as 'dkd+IKD'; 'ce' where the teacher has no say."""
-    parts = [] if settings["distill"] == "kd" and settings["alpha"] == 0 else [settings["distill"]]
-    return "+".join(parts + ["IKD"] * (settings["avg"] > 0)) or "ce"
+def label(method: str, terms: list[str]) -> str:
+    """A short name of a student's objective, such as 'dkd+IKD'; 'ce' where the teacher has no say.
+
+    method: `--distill`; terms: the names of the loss's terms
+    """
+    own = [] if method == "kd" and "kd" not in terms else [method]
+    added = [name for key, name in (("kd", "KD"), ("ikd", "IKD")) if key in terms and key != method]
+    return "+".join(own + added) or "ce"
 
 
 def main():
@@ -21,8 +25,8 @@ def main():
     for path in sorted(folder.glob("student_model/*/result.json"), key=lambda path: path.stat().st_mtime):
         settings = json.loads((path.parent / "args.json").read_text())["settings"]
         result = json.loads(path.read_text())
-        rows.append((f"{result['teacher']}→{settings['model_s']}", label(settings), settings["trial"],
-                     f"{result['last']['top1']:.2f}", f"{result['best']['top1']:.2f}", f"{result['seconds']:.1f}"))
+        rows.append((f"{result['teacher']}→{settings['model_s']}", label(settings["distill"], result["terms"]),
+                     settings["trial"], f"{result['last']['top1']:.2f}", f"{result['best']['top1']:.2f}", f"{result['seconds']:.1f}"))
     if not rows:
         parser.exit(2, f"error: no finished student under {folder}/student_model: train one, or give --save_dir\n")
     head = ("pair", "method", "trial", "last", "best", "seconds")

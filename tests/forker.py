@@ -4,11 +4,13 @@ Reads a JSON line {"root", "argv", "out", "err"} and answers with the pid of a f
 loaded, and nothing of this repository; it runs `python argv...` in `root`, its output going to the two
 files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
 """
+import gc
 import json
 import os
 import runpy
 import sys
 import time
+import traceback
 
 import sklearn.datasets  # noqa: F401
 import torch
@@ -22,10 +24,21 @@ def run(root, argv, out, err):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv, sys.path[0] = argv, root
-    runpy.run_path(argv[0], run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else end.code is not None
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # tearing PyTorch down, page by copied page, would take most of a second
 
 
 torch.set_num_threads(1)
+gc.freeze()  # so that the collector of a fork does not write to, and thus copy, what it shares
 for line in sys.stdin:
     command = json.loads(line)
     if "wait" in command:
@@ -44,7 +57,5 @@ for line in sys.stdin:
         answer = os.fork()
         if answer == 0:
             run(**command)
-            sys.stdout.flush()
-            sys.exit(0)
         running.add(answer)
     print(json.dumps(answer), flush=True)

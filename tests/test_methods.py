@@ -233,15 +233,17 @@ def test_the_table_of_the_docs_is_current():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].alpha_adds_kd and name != "nkd"])
 def test_it_trains_on_the_digits_with_kd_and_ikd_to_a_falling_loss(name, digits_teacher, tmp_path):
-    small = ["--nce_k", 256] if name == "crd" else []
+    small, epochs = (["--nce_k", 256], 4) if name == "crd" else ([], 2)
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", name, "-a", 0.5, "--avg", 1,
-                    "--dataset", "digits", "--epochs", 2, "--init_epochs", 2, "--warm_up", 0, "--batch_size", 128,
+                    "--dataset", "digits", "--epochs", epochs, "--init_epochs", 2, "--warm_up", 0, "--batch_size", 128,
                     "--save_dir", tmp_path, *small)
     lines = scripts.read_log(scripts.only(tmp_path / "student_model"))
+    if name == "crd":  # its loss rises while the banks, random at first, fill; what counts is what follows
+        lines, epochs = lines[1:], 3
     assert all(math.isfinite(value) for line in lines for value in [line["loss"], *line["losses"].values()])
-    *stage, first, second = lines
-    # The hint layers and embeddings start at random: what falls within two epochs is the whole but IKD.
-    assert second["loss"] - second["losses"]["ikd"] < first["loss"]
+    stage, (first, *_, last) = [line for line in lines if line["phase"] != "train"], lines[-epochs:]
+    # IKD joins in epoch 2: what falls is the rest.
+    assert last["loss"] - last["losses"]["ikd"] < first["loss"] - first["losses"]["ikd"]
     if name in STAGED:
         assert [line["phase"] for line in stage] == [STAGED[name]] * 2 and stage[1]["loss"] < stage[0]["loss"]
         assert "test_top1" not in stage[0]
@@ -262,7 +264,7 @@ class TestContrastSampler:
         idx = torch.arange(60)
         return idx, torch.stack([sampler.draw(idx, generator) for _ in range(times)])
 
-    @pytest.mark.parametrize("negatives", [8, 200])
+    @pytest.mark.parametrize("negatives", [8, 45, 200])
     def test_negatives_are_uniform_among_other_classes(self, negatives):
         _, drawn = self.draw(negatives)
         for i in (0, 7, 33):
@@ -276,10 +278,13 @@ class TestContrastSampler:
             assert ((counts[others] - expected) ** 2 / expected).sum() < 98
 
     def test_without_replacement_where_there_are_enough_else_with(self):
-        _, few = self.draw(8)
-        _, many = self.draw(200, times=2)
-        assert all(len(set(row.tolist())) == 8 for row in few[:, :, 1:].flatten(0, 1)[:500])
-        assert many.shape == (2, 60, 201)
+        # The classes have 30, 20 and 10 samples, so 30, 40 and 50 negatives.
+        for negatives, enough in [(8, {0, 1, 2}), (35, {1, 2}), (45, {2}), (200, set())]:
+            _, drawn = self.draw(negatives, times=3)
+            assert drawn.shape == (3, 60, 1 + negatives)
+            for i in range(60):
+                distinct = {len(set(row.tolist())) == negatives for row in drawn[:, i, 1:]}
+                assert distinct == {self.labels[i].item() in enough}
 
     def test_the_positive_is_the_sample_or_with_relax_any_of_its_class(self):
         idx, exact = self.draw(8)

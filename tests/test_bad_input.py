@@ -1,0 +1,134 @@
+"""Bad input ends both scripts before any work: exit 2, one line with the cure, nothing written."""
+import pytest
+import torch
+
+from models import model_dict
+from tests import scripts
+
+OTHER_METHODS_FLAG = "flags of --distill {}: "
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files that are no good as teachers, and one that is."""
+    folder = tmp_path_factory.mktemp("files")
+    good = model_dict["resnet8"](num_classes=10).state_dict()
+
+    def save(content, name):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, path)
+        return path
+
+    save({"model": good}, "resnet8_vanilla/good.pth")
+    save({"model": good}, "resnet20_vanilla/wrong.pth")
+    save({"model": model_dict["resnet8"](num_classes=100).state_dict()}, "resnet8_vanilla/hundred.pth")
+    save({"model": model_dict["vgg8"](num_classes=10).state_dict()}, "vgg8_vanilla/vgg.pth")
+    save({"model": model_dict["resnet8x4"](num_classes=10).state_dict()}, "resnet8x4_vanilla/wide.pth")
+    save({"model": good | {"fc.bias": torch.full((10,), float("nan"))}}, "resnet8_vanilla/nan.pth")
+    save([1, 2], "list.pth")
+    save({"weights": 1}, "nothing.pth")
+    (folder / "empty.pth").touch()
+    (folder / "text.pth").write_text("no checkpoint")
+    whole = (folder / "resnet8_vanilla/good.pth").read_bytes()
+    (folder / "short.pth").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+# What the command is given beside the good flags, and what its line must say.
+STUDENT = [
+    ("--path_t missing.pth", "does not exist"),
+    ("--path_t .", "is a directory"),
+    ("--path_t {files}/empty.pth", "is empty"),
+    ("--path_t {files}/text.pth", "not a PyTorch checkpoint"),
+    ("--path_t {files}/short.pth", "truncated or corrupt"),
+    ("--path_t {files}/list.pth", "no state dict inside but a list"),
+    ("--path_t {files}/nothing.pth", "no state dict"),
+    ("--path_t {files}/resnet8_vanilla/nan.pth", "fc.bias"),
+    ("--path_t {files}/resnet20_vanilla/wrong.pth", "does not fit resnet20"),
+    ("--path_t {files}/resnet8_vanilla/hundred.pth", "100 classes, digits has 10: give a teacher trained on digits"),
+    ("--distill nothing", "choose from"),
+    ("--model_s resnet9", "choose from"),
+    ("--dataset cifar1000", "choose from"),
+    ("--distill kd --hint_layer 2", "--hint_layer is a flag of hint; flags of --distill kd: --kd_T"),
+    ("--distill dkd --feat_dim 64", "--feat_dim is a flag of correlation, crd; flags of --distill dkd: --kd_T"),
+    ("--distill hint --wttm_gamma 1", "--wttm_gamma is a flag of wttm; flags of --distill hint: --hint_layer, --kd_T"),
+    ("--distill wttm --kd_T 4", "flags of --distill wttm: --wttm_gamma, --wttm_beta"),
+    ("--epoch 3", "did you mean --epochs"),
+    ("--nothing", "see --help"),
+    ("stray", "stray is not understood"),
+    ("--kd_T 0", "'0' is not a number above 0"),
+    ("--intra_T -1", "'-1' is not a number above 0"),
+    ("--kd_T nan", "'nan' is not a number above 0"),
+    ("-r -1", "'-1' is not a number of 0 or more"),
+    ("-a -0.5", "'-0.5' is not a number of 0 or more"),
+    ("-b much", "'much' is not a number of 0 or more"),
+    ("--avg inf", "'inf' is not a number of 0 or more"),
+    ("-r 0 -a 0", "every weight is 0"),
+    ("--distill kd -b 3", "kd has no use for -b"),
+    ("--distill nkd -a 1", "nkd has no use for -a"),
+    ("--distill wttm -a 0", "give a number above 0"),
+    ("--distill hint --hint_layer 5", "choose from"),
+    ("--distill hint --hint_layer 4", "maps 0 to 3"),
+    ("--distill crd --mode loose", "choose from"),
+    ("--distill crd --nce_k 0", "'0' is not an integer of 1 or more"),
+    ("--distill crd --nce_m 1", "'1' is not a number from 0 to below 1"),
+    ("--distill fsp --path_t {files}/resnet8x4_vanilla/wide.pth", "fsp needs equal channels"),
+    ("--distill attention --path_t {files}/vgg8_vanilla/vgg.pth", "resnet8 has 3, vgg8 4"),
+    ("--trial ../up", "cannot end a folder's name"),
+    ("--ikd_means all", "--ikd_means"),
+    ("--init_epochs 0", "'0' is not an integer of 1 or more"),
+]
+BOTH = [
+    ("--epochs 0", "'0' is not an integer of 1 or more"),
+    ("--epochs 2.5", "'2.5' is not an integer of 1 or more"),
+    ("--epochs", "expected one argument"),
+    ("--batch_size 0", "'0' is not an integer of 1 or more"),
+    ("--learning_rate 0", "'0' is not a number above 0"),
+    ("--learning_rate fast", "'fast' is not a number above 0"),
+    ("--lr_decay_epochs 150,x", "'150,x' is not a list of increasing epochs, such as 150,180,210"),
+    ("--lr_decay_epochs 180,150", "is not a list of increasing epochs"),
+    ("--lr_decay_epochs 0,3", "is not a list of increasing epochs"),
+    ("--lr_decay_rate -1", "'-1' is not a number above 0"),
+    ("--wram_up -1", "'-1' is not an integer of 0 or more"),
+    ("--momentum 1", "'1' is not a number from 0 to below 1"),
+    ("--weight_decay -1", "'-1' is not a number of 0 or more"),
+    ("--seed one", "'one' is not an integer of 0 or more"),
+    ("--device gpu", "choose from"),
+    ("--resume maybe", "choose from"),
+    ("--save_dir {files}/empty.pth/save", "give another --save_dir"),
+    ("--dataset cifar100 --data_dir {files}/empty.pth/data", "not writable"),
+    *([] if torch.cuda.is_available() else [("--device cuda", "use --device cpu")]),
+]
+TEACHER = [("--model resnet9", "choose from"), ("--trial one", "'one' is not an integer of 0 or more"),
+           ("--distill kd", "unrecognized arguments: --distill kd"), ("-t -1", "'-1' is not an integer of 0 or more")]
+
+
+def refuse(script, given, flags, says, files, folder):
+    text = [*given, *flags.format(files=files).split()]
+    where = ["--save_dir", folder / "save", "--data_dir", folder / "data"]
+    process = scripts.run(script, *where, *text)
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
+    assert says in process.stderr
+    assert process.stdout == "" and not any(path.is_file() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("flags, says", STUDENT + BOTH)
+def test_train_student_refuses(flags, says, files, tmp_path):
+    good = ["--path_t", files / "resnet8_vanilla/good.pth", "--dataset", "digits"]
+    refuse("train_student.py", good, flags, says, files, tmp_path)
+
+
+@pytest.mark.parametrize("flags, says", TEACHER + BOTH)
+def test_train_teacher_refuses(flags, says, files, tmp_path):
+    refuse("train_teacher.py", ["--model", "resnet8", "--dataset", "digits"], flags, says, files, tmp_path)
+
+
+def test_a_missing_teacher_is_asked_for(tmp_path):
+    refuse("train_student.py", [], "", "--path_t is missing: give a teacher's checkpoint", tmp_path, tmp_path)
+
+
+def test_the_good_command_is_taken(files, tmp_path):
+    scripts.succeed("train_student.py", "--path_t", files / "resnet8_vanilla/good.pth", "--dataset", "digits",
+                    "--epochs", 1, "--batch_size", 256, "--save_dir", tmp_path)
