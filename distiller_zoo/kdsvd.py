@@ -18,6 +18,14 @@ EXTRA = 3  # the student offers this many vectors more, of which each teacher's 
 TINY = 1e-6  # relative distance of squared singular values below which two vectors count as one space
 
 
+def _right(x):
+    """x (B, M, C) -> its singular values, (B, rank), and right singular vectors, (B, C, rank)."""
+    # R of x = QR has the same ones, without the left vectors, which are most of the work where M is large.
+    core = torch.linalg.qr(x, mode="r").R if x.shape[1] > x.shape[2] else x
+    _, values, vectors = torch.linalg.svd(core, full_matrices=False)
+    return values, vectors.transpose(1, 2)
+
+
 class RightSingularVectors(torch.autograd.Function):
     """x (B, M, C) -> the first n right singular vectors, (B, C, n).
 
@@ -27,8 +35,7 @@ class RightSingularVectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, n):
-        _, values, vectors = torch.linalg.svd(x, full_matrices=False)
-        vectors = vectors.transpose(1, 2)
+        values, vectors = _right(x)
         ctx.save_for_backward(x, values, vectors)
         ctx.n = n
         return vectors[..., :n]
@@ -68,8 +75,8 @@ class KDSVD(nn.Module):
         """The teacher's first k vectors, and for each the student's nearest with its sign, scaled alike."""
         rows_s, rows_t = (f.flatten(2).transpose(1, 2).float() for f in (f_s, f_t))
         v_s = F.normalize(RightSingularVectors.apply(rows_s, self.k + EXTRA), dim=1)
-        _, values, v_t = torch.linalg.svd(rows_t, full_matrices=False)
-        v_t = F.normalize(v_t.transpose(1, 2)[..., : self.k], dim=1)
+        values, v_t = _right(rows_t)
+        v_t = F.normalize(v_t[..., : self.k], dim=1)
         scale = F.normalize(values[:, : self.k], dim=1)[:, None]
         cosine = v_s.transpose(1, 2) @ v_t
         nearest = cosine.abs() == cosine.abs().amax(1, keepdim=True)

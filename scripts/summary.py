@@ -26,7 +26,8 @@ def main():
         settings = json.loads((path.parent / "args.json").read_text())["settings"]
         result = json.loads(path.read_text())
         rows.append((f"{result['teacher']}→{settings['model_s']}", label(settings["distill"], result["terms"]),
-                     settings["trial"], f"{result['last']['top1']:.2f}", f"{result['best']['top1']:.2f}", f"{result['seconds']:.1f}"))
+                     settings["trial"], f"{result['last']['top1']:.2f}", f"{result['best']['top1']:.2f}",
+                     f"{result['seconds']:.1f}"))
     if not rows:
         parser.exit(2, f"error: no finished student under {folder}/student_model: train one, or give --save_dir\n")
     head = ("pair", "method", "trial", "last", "best", "seconds")

@@ -1,4 +1,12 @@
 """What several tests share."""
+import hashlib
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+
+import numpy as np
 import pytest
 
 from tests import scripts
@@ -11,3 +19,49 @@ def digits_teacher(tmp_path_factory):
     scripts.succeed("train_teacher.py", "--model", "resnet14", "--dataset", "digits", "--epochs", 3,
                     "--lr_decay_epochs", "2", "--save_dir", save)
     return scripts.only(save / "models") / "resnet14_last.pth"
+
+
+@pytest.fixture
+def cifar_server(tmp_path, monkeypatch):
+    """A server of a small archive in CIFAR-100's format, which torchvision is told to fetch from."""
+    from torchvision import datasets
+
+    rng = np.random.default_rng(0)
+
+    def batch(n):
+        return {b"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), b"fine_labels": [i % 100 for i in range(n)]}
+
+    files = {"train": pickle.dumps(batch(200)), "test": pickle.dumps(batch(100)),
+             "meta": pickle.dumps({b"fine_label_names": [b"name%d" % i for i in range(100)]})}
+    # torchvision reads keys as text, as the official files hold them.
+    for name, content in files.items():
+        files[name] = pickle.dumps({k.decode(): v for k, v in pickle.loads(content).items()})
+    files["meta"] = pickle.dumps({"fine_label_names": [f"name{i}" for i in range(100)]})
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-100-python/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "cifar-100-python.tar.gz").write_bytes(archive.getvalue())
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=site)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    official = datasets.CIFAR100
+    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
+    monkeypatch.setattr(official, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(official, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(official, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5["meta"]})
+    yield site
+    server.shutdown()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +38,13 @@ class Process:
 
     def signal(self, signum):
         os.kill(self.pid, signum)
+
+    def until(self, text, timeout=120):
+        """Wait until it has printed `text`."""
+        deadline = time.monotonic() + timeout
+        while text not in self.stdout:
+            assert time.monotonic() < deadline, f"no '{text}' in {timeout} s:\n{self.stdout}\n{self.stderr}"
+            time.sleep(0.02)
 
     def wait(self, timeout=240):
         """Its exit code, negative for a signal; a process that outlasts `timeout` seconds is killed."""
