@@ -13,6 +13,7 @@ from helper import cli, teacher_cache
 from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
 from helper.objective import Objective, student_objective
+from helper.precision import Precision
 from helper.published import teacher_warning
 from helper.run import Run
 from helper.schedule import rates
@@ -34,17 +35,19 @@ def main():
     setup = probe(student, teacher, data)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
+    precision = Precision(options.amp == "bf16", options.channels_last)
     for module in (student, teacher, method, objective):
         module.to(device)
+    precision.prepare(student)
 
     run = Run(options, ("student_model", "student_tensorboards"), folder_name(options, teacher.name), student, data)
     if run.result is not None:
         return run.report()
     views = dataset.TrainViews(data, device)
     test = dataset.EvalImages(data, device)
-    teacher_accuracy = evaluate(teacher.requires_grad_(False), test)
-    cache = teacher_cache.plan(options, teacher, data, setup.teacher, objective.reads, device, run)
-    run.start(device, {
+    teacher_accuracy = evaluate(teacher.requires_grad_(False), test, precision)
+    cache = teacher_cache.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
+    run.start(device, precision, {
         "student": f"{options.model_s}, {parameters(student):,} parameters",
         "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
         "loss": loss_in_words(method, objective, options), **cache.facts,
@@ -56,7 +59,7 @@ def main():
 
     stage = method.stage(student) if options.beta != 0 else None
     if stage is not None:
-        fit(stage_phase(stage, method, student, teacher, options), views, test, run, options)
+        fit(stage_phase(stage, method, student, teacher, precision, options), views, test, run, options)
         for module in stage.modules:
             module.requires_grad_(False)
     source = cache.open(views, run.stop_if_asked)
@@ -65,7 +68,7 @@ def main():
     phase = Phase(
         "train", student, source, objective,
         sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
-        rates(options), options.epochs, {"student": student, "objective": objective})
+        rates(options), options.epochs, {"student": student, "objective": objective}, precision=precision)
     fit(phase, views, test, run, options)
     run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms)})
     run.report()
@@ -79,7 +82,7 @@ def probe(student, teacher, data) -> Setup:
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
 
 
-def stage_phase(stage, method, student, teacher, options) -> Phase:
+def stage_phase(stage, method, student, teacher, precision, options) -> Phase:
     """A method's first stage, as a stretch of training like any other."""
     for module in stage.modules:
         module.requires_grad_(True)
@@ -88,8 +91,9 @@ def stage_phase(stage, method, student, teacher, options) -> Phase:
     if stage.trains_features:
         trained += student.feature_parameters()
     rate = stage.learning_rate(student.name, options.learning_rate)
-    return Phase(stage.name, student, LiveTeacher(teacher, objective.reads), objective, sgd(trained, options),
-                 lambda epoch: rate, options.init_epochs, {"student": student, "method": method}, evaluates=False)
+    return Phase(stage.name, student, LiveTeacher(teacher, objective.reads, precision), objective,
+                 sgd(trained, options), lambda epoch: rate, options.init_epochs, {"student": student, "method": method},
+                 evaluates=False, precision=precision)
 
 
 def folder_name(o, teacher_name) -> str:

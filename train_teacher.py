@@ -11,6 +11,7 @@ from helper import cli
 from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
+from helper.precision import Precision
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
@@ -27,13 +28,15 @@ def main():
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:
         return run.report()
-    run.start(device, {
+    precision = Precision(options.amp == "bf16", options.channels_last)
+    precision.prepare(net)
+    run.start(device, precision, {
         "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE",
     })
     objective = Objective({"ce": CrossEntropy()})
     phase = Phase(
         "train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
-        rates(options), options.epochs, {"student": net, "objective": objective})
+        rates(options), options.epochs, {"student": net, "objective": objective}, precision=precision)
     fit(phase, dataset.TrainViews(data, device), dataset.EvalImages(data, device), run, options)
     run.finish(phase, {})
     run.report()

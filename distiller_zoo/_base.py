@@ -51,7 +51,8 @@ class Flag(NamedTuple):
 class Term(nn.Module):
     """One summand of a run's loss, already weighted.
 
-    reads: what it reads of the teacher, names of fields of Outputs
+    reads: what it reads of the teacher, names of fields of Outputs; of the student it may read the same
+        fields, and the logits
     reads_student: whether it needs the student's outputs at all
     active: False where its weight is 0, so that it is left out of the run's loss
     """

@@ -44,9 +44,8 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         shown = action.help or ""
-        if action.default in (None, argparse.SUPPRESS, False) or "default" in shown:
-            return shown
-        return shown + " (default %(default)s)"
+        silent = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        return shown if silent or "default" in shown else shown + " (default %(default)s)"
 
 
 def teacher_options(argv: list[str]) -> Namespace:
@@ -154,6 +153,11 @@ def _add_training_flags(parser, warmup):
                        help="one of " + ", ".join(LOADERS) + " (default cifar100)")
     group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
+    group.add_argument("--amp", default="none", choices=("none", "bf16"),
+                       help="bf16: the nets run in bfloat16; losses and BN statistics stay in float32")
+    group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
+    group.add_argument("--tf32", default="on", choices=("on", "off"),
+                       help="off: float32 convolutions on CUDA keep all their bits, slower (default on, as PyTorch)")
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA: the same bits each time, at a price; the CPU gives them anyway")
     group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
@@ -224,5 +228,6 @@ def device_of(options: Namespace) -> torch.device:
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
     torch.backends.cudnn.benchmark = not options.deterministic
     return torch.device(options.device)

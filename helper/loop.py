@@ -12,23 +12,24 @@ from dataset import Batch, EvalImages, TrainViews, epoch_plan
 from helper.errors import RunError
 from helper.meters import Meters, correct_in_top
 from helper.objective import Objective
+from helper.precision import Precision
 from helper.progress import Progress
 from helper.streams import stream
 from models import Classifier, Outputs
+
+FLOAT32 = Precision()
+LOGITS = frozenset({"logits"})
 
 
 class LiveTeacher:
     """A frozen teacher that sees the student's views; gives the fields that are read, and no more."""
 
-    def __init__(self, net: Classifier, reads: frozenset[str]):
-        self.net, self.reads = net.eval(), reads
+    def __init__(self, net: Classifier, reads: frozenset[str], precision: Precision = FLOAT32):
+        self.net, self.reads, self.precision = precision.prepare(net.eval()), reads, precision
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        if not self.reads:
-            return Outputs()
-        out = self.net(batch.images, named=True)
-        return Outputs(**{name: getattr(out, name) for name in self.reads})
+        return self.precision.outputs(self.net, batch.images, self.reads) if self.reads else Outputs()
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Phase:
     rate: epoch -> learning rate
     modules: what a checkpoint must hold to go on, by name
     evaluates: whether each epoch ends with a test
+    precision: how the student is run, and tested
     """
 
     name: str
@@ -51,12 +53,14 @@ class Phase:
     epochs: int
     modules: dict[str, nn.Module] = field(default_factory=dict)
     evaluates: bool = True
+    precision: Precision = FLOAT32
 
 
 def train_step(phase: Phase, batch: Batch, meters: Meters) -> None:
     """One step. Nothing here waits for the device."""
-    teacher = phase.teacher(batch)
-    student = phase.student(batch.images, named=True) if phase.objective.reads_student else Outputs()
+    teacher, student = phase.teacher(batch), Outputs()
+    if phase.objective.reads_student:
+        student = phase.precision.outputs(phase.student, batch.images, phase.objective.reads | {"logits"})
     losses = phase.objective(student, teacher, batch)
     total = sum(losses.values())
     phase.optimizer.zero_grad(set_to_none=True)
@@ -74,12 +78,12 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(net: Classifier, test: EvalImages, batch_size: int = 500) -> Evaluation:
+def evaluate(net: Classifier, test: EvalImages, precision: Precision = FLOAT32, batch_size: int = 500) -> Evaluation:
     """The net on all test images, in evaluation mode; one wait for the device, at the end."""
     training, sums = net.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
     net.eval()
     for images, labels in test.batches(batch_size):
-        logits = net(images).float()
+        logits = precision.outputs(net, images, LOGITS).logits
         sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
                              correct_in_top(logits, labels, 1).sum().double(),
                              correct_in_top(logits, labels, 5).sum().double()])
@@ -116,7 +120,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         averages = meters.read(phase.objective.reads_student)
         phase.objective.end_epoch(epoch)
         seconds = time.perf_counter() - started
-        tested = evaluate(phase.student, test) if phase.evaluates else None
+        tested = evaluate(phase.student, test, phase.precision) if phase.evaluates else None
         if tested and not torch.isfinite(torch.tensor(tested.loss)):
             raise RunError(f"the test loss is not finite after epoch {epoch}: lower the learning rate; "
                            "the last good checkpoint is kept")

@@ -16,6 +16,7 @@ import torch
 from dataset import Data
 from helper.errors import Interrupted, UsageError
 from helper.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
+from helper.precision import Precision
 from helper.progress import clock
 from models import Classifier
 
@@ -67,7 +68,7 @@ class Run:
             self.held = torch.load(self._path(STATE), map_location="cpu", weights_only=True)
         self.logger = None
 
-    def start(self, device: torch.device, facts: dict[str, str]) -> None:
+    def start(self, device: torch.device, precision: Precision, facts: dict[str, str]) -> None:
         """Say what will be done, write it to args.json, and begin to listen for signals."""
         o, data = self.options, self.data
         warmup = f", warm-up {o.warm_up} epochs" if o.warm_up > 1 else ""
@@ -76,7 +77,7 @@ class Run:
             "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
                     f"{len(data.classes)} classes",
             "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
-            "device": _describe(device), "precision": "float32", "folder": self.folder,
+            "device": _describe(device), "precision": precision.in_words(device), "folder": self.folder,
         }
         for name, fact in facts.items():
             print(f"{name:<10}{fact}", flush=True)

@@ -39,7 +39,8 @@ from dataset import Batch, Data, TrainViews
 from dataset.views import PADDING, views_of
 from helper.errors import RunError, UsageError
 from helper.files import wait_for_folder, write_json
-from helper.loop import LiveTeacher
+from helper.loop import FLOAT32, LiveTeacher
+from helper.precision import Precision
 from helper.progress import clock
 from models import Classifier, Outputs
 
@@ -374,6 +375,7 @@ class Plan:
 
     cache: None for the live teacher
     facts: for the run's record and first lines, empty with `--teacher_cache off`
+    precision: of the live teacher; a cache is built in float32 whatever the run's
     """
 
     teacher: Classifier
@@ -381,6 +383,7 @@ class Plan:
     cache: Cache | None
     facts: dict[str, str]
     batch_size: int
+    precision: Precision = FLOAT32
 
     def open(self, views: TrainViews, stop: Callable[[], None]) -> Callable[[Batch], Outputs]:
         """batch -> the outputs that are read; builds the cache first where it is not complete.
@@ -388,7 +391,7 @@ class Plan:
         Raises as Cache.ensure, and what `stop` raises.
         """
         if self.cache is None:
-            return LiveTeacher(self.teacher, self.reads)
+            return LiveTeacher(self.teacher, self.reads, self.precision)
         fields, device = sorted(self.reads), views.labels.device
         self.cache.ensure(fields, self.teacher, views, self.batch_size, stop)
         tables = {name: self.cache.table(name) for name in fields}
@@ -402,7 +405,7 @@ class Plan:
 
 
 def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozenset[str],
-         device: torch.device, run) -> Plan:
+         device: torch.device, precision: Precision, run) -> Plan:
     """Choose by `--teacher_cache`; the choice is written to options.teacher_source, so that a run that is gone on
     with keeps it.
 
@@ -426,7 +429,7 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
                          "that reads no feature maps, or --ikd_means epoch")
     options.teacher_source = "cache" if use else "live"
     batch_size = CUDA_BATCH if device.type == "cuda" else options.batch_size
-    return Plan(teacher, reads, cache if use else None, facts, batch_size)
+    return Plan(teacher, reads, cache if use else None, facts, batch_size, precision)
 
 
 def _situation(options, cache, reads, device, run):

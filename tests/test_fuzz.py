@@ -46,6 +46,8 @@ def test_any_command_line_is_taken_or_refused_in_one_line(parse):
             options = parse(argv)
         except (UsageError, MethodError) as error:
             assert str(error)
+        except SystemExit as shown:
+            assert shown.code == 0 and {"-h", "--help"} & set(argv)
         else:
             assert options.epochs >= 1
 

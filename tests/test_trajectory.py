@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import dataset
 from distiller_zoo import METHODS, Setup
 from helper import cli
-from helper.loop import LiveTeacher, Phase, fit, sgd
+from helper.loop import FLOAT32, LiveTeacher, Phase, fit, sgd
 from helper.objective import student_objective
 from helper.run import Run
 from helper.schedule import rates
@@ -56,7 +56,7 @@ def test_run_equals_golden(name, tmp_path):
                   sgd([*student.parameters(), *objective.parameters()], options), rates(options), options.epochs,
                   {"student": student, "objective": objective})
     run = Run(options, ("students", "scalars"), "golden", student, digits)
-    run.start(torch.device("cpu"), {})
+    run.start(torch.device("cpu"), FLOAT32, {})
     fit(phase, views, dataset.EvalImages(digits, torch.device("cpu")), run, options)
 
     assert [line["rate"] for line in run.lines] == pytest.approx(golden["lrs"], rel=1e-6)

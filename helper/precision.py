@@ -1,0 +1,43 @@
+"""In what numbers the nets run: float32, or bfloat16 with float32 losses; in which memory format."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models import Classifier, Outputs
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a net is run on a device.
+
+    bf16: under autocast, so convolutions and products in bfloat16; weights, BN statistics and every
+        loss stay in float32
+    channels_last: the images and the weights of convolutions in that memory format
+    """
+
+    bf16: bool = False
+    channels_last: bool = False
+
+    def prepare(self, net: Classifier) -> Classifier:
+        """The net in the memory format; its state dict has the same values."""
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    def outputs(self, net: Classifier, images: Tensor, fields: frozenset[str]) -> Outputs:
+        """The net's outputs that `fields` names, in float32; images (B, 3, height, width) float32."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            out = net(images, named=True)
+        return Outputs(**{name: _float(getattr(out, name)) for name in fields})
+
+    def in_words(self, device: torch.device) -> str:
+        """What a run says of it, as 'float32 with TF32 convolutions, channels_last'."""
+        words = "bfloat16 nets, float32 losses" if self.bf16 else "float32"
+        if device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.bf16:
+            words += " with TF32 convolutions"
+        return words + (", channels_last" if self.channels_last else "")
+
+
+def _float(value):
+    return tuple(v.float() for v in value) if isinstance(value, tuple) else value.float()
