@@ -9,7 +9,7 @@ import torch
 
 from tests import scripts
 
-FAST = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 5, "--warm_up", 2, "--lr_decay_epochs", "4",
+FAST = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 4, "--warm_up", 2, "--lr_decay_epochs", "3",
         "--batch_size", 128, "--save_freq", 2)
 METHODS = {
     "kd+IKD": ("--distill", "kd", "-r", 0.1, "-a", 0.9, "--avg", 1),

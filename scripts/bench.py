@@ -1,0 +1,341 @@
+"""Time a training step, side by side in one run: a loop in the published style, then each step of ours.
+
+python scripts/bench.py                       # resnet32x4 -> resnet8x4, dkd+IKD, batches of 64
+python scripts/bench.py --write               # and put the tables into docs/performance.md
+python scripts/bench.py --profile             # the ten most expensive operators, before and after
+
+Images and weights are random, so nothing has to be there. Every variant lives in a process of its own, and
+they take turns, a few steps each, so that a drift of the machine's speed meets all alike; the figure
+of a variant is the median of its turns. The floor is counted: multiplications and additions of the
+nets, and bytes of weights and images, over the matrix rate and the bandwidth measured in the same run.
+"""
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+import dataset
+from dataset.cifar100 import MEAN, STD
+from dataset.views import views_of
+from distiller_zoo import METHODS, Setup
+from helper.cli import student_options
+from helper.flags import positive_int
+from helper.loop import LiveTeacher, Phase, sgd, train_step
+from helper.meters import Meters
+from helper.objective import student_objective
+from helper.precision import Precision
+from helper.teacher_cache import CachedTeacher
+from models import model_dict
+
+IMAGES = 1000
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- made by scripts/bench.py -->\n", "<!-- end -->\n"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: its name in the table, and what it uses."""
+
+    name: str
+    cached: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    published: bool = False
+
+
+VARIANTS = [
+    Variant("published style", published=True),
+    Variant("ours, live teacher"),
+    Variant("ours, live teacher, channels_last", channels_last=True),
+    Variant("ours, live teacher, channels_last, bf16", channels_last=True, bf16=True),
+    Variant("ours, cached teacher", cached=True),
+    Variant("ours, cached teacher, channels_last", cached=True, channels_last=True),
+    Variant("ours, cached teacher, channels_last, bf16", cached=True, channels_last=True, bf16=True),
+]
+
+
+def random_data(classes: int) -> dataset.Data:
+    """Random images in CIFAR-100's format."""
+    generator = torch.Generator().manual_seed(0)
+    split = dataset.Split(torch.randint(256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8),
+                          torch.randint(classes, (IMAGES,), generator=generator))
+    return dataset.Data("random", tuple(map(str, range(classes))), MEAN, STD, True, split, split)
+
+
+def our_steps(variant: Variant, a, device: torch.device):
+    """An endless stream of training steps, each made by the project's own train_step."""
+    data = random_data(a.classes)
+    student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
+    options = student_options(["--path_t", "none", "--model_s", a.student, "--distill", "dkd", "--avg", "6.5",
+                               "--intra_T", "1"])
+    with torch.no_grad():
+        outputs = [net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher)]
+    setup = Setup(*outputs, student.name, teacher.name, data.train.labels, a.classes)
+    objective = student_objective(METHODS["dkd"](setup, options), setup, options).to(device)
+    precision = Precision(variant.bf16, variant.channels_last)
+    precision.prepare(student.to(device)).train()
+    if variant.cached:
+        table = torch.randn(IMAGES, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
+        source = CachedTeacher({"logits": table}, flip=True)
+    else:
+        source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
+    phase = Phase("train", student, source, objective, sgd(student.parameters(), options), None, 1,
+                  precision=precision)
+    views, meters, epoch = dataset.TrainViews(data, device), Meters(list(objective.terms), device), 0
+    while True:
+        epoch += 1
+        phase.objective.start_epoch(epoch, torch.Generator(device))
+        for batch in views.batches(dataset.epoch_plan(IMAGES, True, 0, "1", "train", epoch), a.batch_size):
+            if len(batch.labels) == a.batch_size:
+                train_step(phase, batch, meters)
+                yield
+        phase.objective.end_epoch(epoch)
+
+
+class RandomImages(torch.utils.data.Dataset):
+    """Images for DataLoader workers, transformed one by one."""
+
+    def __init__(self, data):
+        from torchvision import transforms
+        self.images = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.train.labels.tolist()
+        self.transform = transforms.Compose([
+            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD)])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i], i
+
+
+def published_style_steps(a, device: torch.device):
+    """The same training in the published style: transforms in DataLoader workers, eager float32, the target
+    masked by -1000, class sums and class means by a loop over samples, `.item()` each step."""
+    data = RandomImages(random_data(a.classes))
+    student, teacher = (model_dict[name](num_classes=a.classes).to(device) for name in (a.student, a.teacher))
+    student.train()
+    teacher.eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    sums, counts = torch.zeros(a.classes, a.classes, device=device), torch.zeros(a.classes, device=device)
+    total, epoch = 0.0, 0
+    while True:
+        epoch += 1
+        loader = torch.utils.data.DataLoader(data, a.batch_size, shuffle=True, drop_last=True,
+                                             num_workers=min(8, os.cpu_count()))
+        for images, labels, _ in loader:
+            images, labels = images.to(device), labels.to(device)
+            z_s = student(images, is_feat=True)[1]
+            with torch.no_grad():
+                z_t = teacher(images, is_feat=True)[1]
+            loss = F.cross_entropy(z_s, labels) + _masked_dkd(z_s, z_t, labels, 1.0, 8.0, 4.0)
+            if epoch == 1:
+                for i in range(len(labels)):
+                    sums[labels[i]] += z_t[i]
+                    counts[labels[i]] += 1
+            else:
+                means = torch.stack([sums[y] / counts.clamp(min=1) for y in labels])
+                loss = loss + 6.5 * F.kl_div(z_s.log_softmax(1), means.softmax(1), reduction="batchmean")
+            total += loss.item() + (z_s.argmax(1) == labels).float().mean().item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def _masked_dkd(z_s, z_t, labels, alpha, beta, temperature):
+    mask = F.one_hot(labels, z_s.shape[1]).bool()
+    p_s, p_t = ((z / temperature).softmax(1) for z in (z_s, z_t))
+    binary = [torch.stack([(p * mask).sum(1), (p * ~mask).sum(1)], 1) for p in (p_s, p_t)]
+    tckd = F.kl_div(binary[0].log(), binary[1], reduction="batchmean")
+    others = [z / temperature - 1000.0 * mask for z in (z_s, z_t)]
+    nckd = F.kl_div(others[0].log_softmax(1), others[1].softmax(1), reduction="batchmean")
+    return (alpha * tckd + beta * nckd) * temperature**2
+
+
+def steps_of(variant, a, device):
+    """The variant's endless stream of steps."""
+    return published_style_steps(a, device) if variant.published else our_steps(variant, a, device)
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def worker(pipe, variant, a):
+    """Take turns: receive a number of steps, answer with seconds a step and the peak memory in MiB."""
+    torch.manual_seed(0)
+    device = torch.device(a.device)
+    steps = steps_of(variant, a, device)
+    for number in iter(pipe.recv, None):
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(number):
+            next(steps)
+        synchronise(device)
+        seconds = (time.perf_counter() - started) / number
+        peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        pipe.send((seconds, peak))
+    steps.close()
+
+
+def compare(variants, a) -> dict[str, tuple[float, float]]:
+    """By variant, (median seconds a step, peak MiB)."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for variant in variants:
+        pipes[variant.name], end = context.Pipe()
+        processes.append(context.Process(target=worker, args=(end, variant, a)))
+        processes[-1].start()
+    turns = {variant.name: [] for variant in variants}
+    for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
+        for name, pipe in pipes.items():
+            pipe.send(a.steps if turn >= 0 else IMAGES // a.batch_size + 3)
+            seconds, peak = pipe.recv()
+            if turn >= 0:
+                turns[name].append(seconds)
+            print(f"\r\033[K{name}: {1000 * seconds:.1f} ms a step, turn {turn + 1} of {a.turns}", end="",
+                  file=sys.stderr, flush=True)
+            turns[name, "peak"] = peak
+    print("\r\033[K", end="", file=sys.stderr)
+    for pipe in pipes.values():
+        pipe.send(None)
+    for process in processes:
+        process.join()
+    return {v.name: (statistics.median(turns[v.name]), turns[v.name, "peak"]) for v in variants}
+
+
+def rate_of(device, dtype) -> float:
+    """FLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / best_seconds(lambda: a @ b, device)
+
+
+def bandwidth_of(device) -> float:
+    """Bytes/s of a large copy, read and written."""
+    source = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / best_seconds(lambda: target.copy_(source), device)
+
+
+def best_seconds(work, device):
+    """The shortest of ten runs after two for warming up."""
+    times = []
+    for _ in range(12):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return min(times[2:])
+
+
+def floor_of(variant, a, rates, bandwidth) -> float:
+    """Seconds a step that the matrix rate and the bandwidth allow: the student thrice (forward, and both
+    halves of backward), the teacher once; weights read and written by SGD, feature maps left out."""
+    from torch.utils.flop_counter import FlopCounterMode
+    flops = weights = 0
+    for name, passes in ((a.student, 3), *(() if variant.cached else ((a.teacher, 1),))):
+        net = model_dict[name](num_classes=a.classes).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, 3, 32, 32))
+        flops += passes * counter.get_total_flops() * a.batch_size
+        weights += sum(p.numel() for p in net.parameters()) * (5 if passes == 3 else 1)
+    return max(flops / rates[variant.bf16], 4 * weights / bandwidth)
+
+
+def table(results, a, device) -> str:
+    """The comparison in Markdown."""
+    rates = {False: rate_of(device, torch.float32), True: rate_of(device, torch.bfloat16)}
+    bandwidth = bandwidth_of(device)
+    base = results[VARIANTS[0].name][0]
+    rows = ["| step | ms a step | images/s | s an epoch of 50,000 | ratio | peak MiB | floor, ms |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for variant in VARIANTS:
+        seconds, peak = results[variant.name]
+        rows.append(f"| {variant.name} | {1000 * seconds:.1f} | {a.batch_size / seconds:,.0f} | "
+                    f"{50000 / a.batch_size * seconds:.1f} | {base / seconds:.2f} | {peak:,.0f} | "
+                    f"{1000 * floor_of(variant, a, rates, bandwidth):.1f} |")
+    rows.append("")
+    rows.append(f"Measured rates: {rates[False] / 1e9:,.0f} GFLOP/s in float32, {rates[True] / 1e9:,.0f} in bfloat16, "
+                f"{bandwidth / 1e9:.1f} GB/s. Peak memory is the "
+                + ("device's." if device.type == "cuda" else "whole process's, libraries included."))
+    return "\n".join(rows) + "\n"
+
+
+def growth(a) -> str:
+    """How a cached float32 step grows with the classes and with the batch, in Markdown."""
+    rows = ["| classes | batch | ms a step | images/s |", "| ---: | ---: | ---: | ---: |"]
+    for classes, batch_size in ((100, 64), (1000, 64), (100, 16), (100, 256)):
+        case = argparse.Namespace(**vars(a) | {"classes": classes, "batch_size": batch_size})
+        variant = next(v for v in VARIANTS if v.cached)
+        ((seconds, _),) = compare([variant], case).values()
+        rows.append(f"| {classes} | {batch_size} | {1000 * seconds:.1f} | {batch_size / seconds:,.0f} |")
+    return "\n".join(rows) + "\n"
+
+
+def machine(device) -> str:
+    """The processor or card that was measured."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] + [platform.processor()]
+    return f"{names[0]}, {torch.get_num_threads()} threads"
+
+
+def profile(a, device):
+    """Print the ten most expensive operators of the first and the last variant."""
+    for variant in (VARIANTS[0], VARIANTS[-1]):
+        steps = steps_of(variant, a, device)
+        for _ in range(IMAGES // a.batch_size + 3):
+            next(steps)
+        with torch.profiler.profile() as profiler:
+            for _ in range(5):
+                next(steps)
+        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(f"{variant.name}\n{profiler.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=40)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--teacher", default="resnet32x4", choices=model_dict, metavar="NAME")
+    parser.add_argument("--student", default="resnet8x4", choices=model_dict, metavar="NAME")
+    parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N")
+    parser.add_argument("--classes", type=positive_int, default=100, metavar="N")
+    parser.add_argument("--turns", type=positive_int, default=5, metavar="N", help="turns of each variant (default 5)")
+    parser.add_argument("--steps", type=positive_int, default=4, metavar="N", help="steps in a turn (default 4)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--profile", action="store_true", help="print the ten most expensive operators instead")
+    a = parser.parse_args()
+    device = torch.device(a.device)
+    if a.profile:
+        return profile(a, device)
+    command = " ".join(["python", "scripts/bench.py", *(arg for arg in sys.argv[1:] if arg != "--write")])
+    text = (f"`{command}` on {machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
+            f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n"
+            f"{table(compare(VARIANTS, a), a, device)}\nHow a cached float32 step grows:\n\n{growth(a)}")
+    print(text)
+    if a.write:
+        before, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(before + BEGIN + text + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
