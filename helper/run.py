@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+import pickle
 import platform
 import shlex
 import shutil
@@ -57,7 +58,7 @@ class Run:
             self._clear()
         for left_over in glob.glob(glob.escape(self.folder) + "/*" + PARTIAL):
             os.remove(left_over)
-        self.result = self._read_json("result.json")
+        self.result = self._read("result.json", json.load)
         self.held, self.earlier = None, {}
         if self._exists(STATE) or self.result is not None:
             self._compare()
@@ -65,7 +66,9 @@ class Run:
             if options.resume == "never":
                 raise UsageError(f"{self.folder} holds an unfinished run: leave out --resume never to go on, "
                                  "or give --overwrite to start afresh")
-            self.held = torch.load(self._path(STATE), map_location="cpu", weights_only=True)
+            self.held = self._read(STATE, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+        if self.result is not None and self._exists(STATE):  # stopped between its last two acts
+            os.remove(self._path(STATE))
         self.logger = None
 
     def start(self, device: torch.device, precision: Precision, facts: dict[str, str]) -> None:
@@ -198,7 +201,7 @@ class Run:
         write_bytes(self._path("log.jsonl"), "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def _compare(self):
-        self.earlier = held = (self._read_json("args.json") or {}).get("settings", {})
+        self.earlier = held = (self._read("args.json", json.load) or {}).get("settings", {})
         differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
                   if key not in FREE and key in held and held[key] != value]
         if differ:
@@ -217,11 +220,16 @@ class Run:
     def _exists(self, name):
         return os.path.exists(self._path(name))
 
-    def _read_json(self, name):
+    def _read(self, name, load):
+        """The content of a file of this run, None where there is none; UsageError where it is damaged."""
         if not self._exists(name):
             return None
-        with open(self._path(name)) as file:
-            return json.load(file)
+        try:
+            with open(self._path(name), "rb") as file:
+                return load(file)
+        except (ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError):
+            raise UsageError(f"{self._path(name)} is damaged: bring it back from a copy, "
+                             "or give --overwrite to start afresh") from None
 
 
 def _copied(state):

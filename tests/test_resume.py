@@ -95,6 +95,20 @@ def test_a_signal_saves_the_last_finished_epoch_and_says_so(digits_teacher, tmp_
     assert "going on" not in afresh.stdout and len(scripts.read_log(folder)) <= 2
 
 
+@pytest.mark.parametrize("name", ["resume.pth", "args.json"])
+def test_a_damaged_file_of_the_run_is_named(name, digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, "--epochs", 50, "--save_dir", tmp_path)
+    process = scripts.Process("train_student.py", *flags)
+    process.until("train  1/50")
+    process.signal(signal.SIGTERM)
+    process.wait()
+    path = scripts.only(tmp_path / "student_model") / name
+    path.write_bytes(path.read_bytes()[:-40])
+    refused = scripts.run("train_student.py", *flags)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert f"{name} is damaged" in refused.stderr and "--overwrite" in refused.stderr
+
+
 def test_a_second_process_on_the_same_folder_refuses(digits_teacher, tmp_path):
     flags = ("--path_t", digits_teacher, *FAST, "--epochs", 50, "--save_dir", tmp_path)
     first = scripts.Process("train_student.py", *flags)
