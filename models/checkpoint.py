@@ -112,7 +112,7 @@ def model_name_from(path, checkpoint: Checkpoint) -> str:
         return fitting[0]
     raise CheckpointError(
         f"{path}: neither the folder, the file's name nor the weights tell the network; "
-        f"name one of {', '.join(model_dict)}"
+        f"name the folder after one of {', '.join(model_dict)}"
     )
 
 
@@ -133,7 +133,9 @@ def load_model(path, model_name: str | None = None, num_classes: int | None = No
     differences = _differences(checkpoint, name)
     if differences:
         fitting = _fitting(checkpoint)
-        hint = f"its weights fit {fitting[0]}: name that" if fitting else "its weights fit no network here"
+        hint = "its weights fit no network here"
+        if fitting:
+            hint = f"its weights fit {fitting[0]}: name that, as by a folder {fitting[0]}_vanilla"
         raise CheckpointError(f"{path} does not fit {name}: {differences}; {hint}")
     if num_classes is not None and checkpoint.num_classes != num_classes:
         raise CheckpointError(
