@@ -13,7 +13,7 @@ from helper import cli, teacher_cache
 from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
 from helper.objective import Objective, student_objective
-from helper.precision import Precision
+from helper.precision import precision_of
 from helper.published import teacher_warning
 from helper.run import Run
 from helper.schedule import rates
@@ -35,7 +35,7 @@ def main():
     setup = probe(student, teacher, data)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
-    precision = Precision(options.amp == "bf16", options.channels_last)
+    precision = precision_of(options, device)
     for module in (student, teacher, method, objective):
         module.to(device)
     precision.prepare(student)

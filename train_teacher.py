@@ -11,7 +11,7 @@ from helper import cli
 from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
-from helper.precision import Precision
+from helper.precision import precision_of
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
@@ -28,7 +28,7 @@ def main():
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:
         return run.report()
-    precision = Precision(options.amp == "bf16", options.channels_last)
+    precision = precision_of(options, device)
     precision.prepare(net)
     run.start(device, precision, {
         "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE",

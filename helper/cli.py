@@ -156,6 +156,9 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--amp", default="none", choices=("none", "bf16"),
                        help="bf16: the nets run in bfloat16; losses and BN statistics stay in float32")
     group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
+    group.add_argument("--fast", action="store_true",
+                       help="what was measured best: --channels_last, --amp bf16 where the processor has units for it, "
+                            "and for students --teacher_cache auto")
     group.add_argument("--tf32", default="on", choices=("on", "off"),
                        help="off: float32 convolutions on CUDA keep all their bits, slower (default on, as PyTorch)")
     group.add_argument("--deterministic", action="store_true",

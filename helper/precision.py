@@ -1,4 +1,5 @@
 """In what numbers the nets run: float32, or bfloat16 with float32 losses; in which memory format."""
+from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,25 @@ class Precision:
         if device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.bf16:
             words += " with TF32 convolutions"
         return words + (", channels_last" if self.channels_last else "")
+
+
+def precision_of(options: Namespace, device: torch.device) -> Precision:
+    """What `--amp` and `--channels_last` ask for; with `--fast` they, and the teacher cache, are set first.
+
+    `--fast` is what scripts/bench.py measured best on the CPU, bfloat16 only where there are units for it.
+    """
+    if options.fast:
+        options.channels_last = True
+        options.amp = "bf16" if _has_bf16_units(device) else options.amp
+        if getattr(options, "teacher_cache", None) == "off":
+            options.teacher_cache = "auto"
+    return Precision(options.amp == "bf16", options.channels_last)
+
+
+def _has_bf16_units(device):
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _float(value):

@@ -80,7 +80,8 @@ class Run:
             "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
                     f"{len(data.classes)} classes",
             "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
-            "device": _describe(device), "precision": precision.in_words(device), "folder": self.folder,
+            "device": _describe(device), "precision": precision.in_words(device) + (" (--fast)" if o.fast else ""),
+            "folder": self.folder,
         }
         for name, fact in facts.items():
             print(f"{name:<10}{fact}", flush=True)

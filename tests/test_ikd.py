@@ -72,6 +72,17 @@ def test_unequal_counts_where_the_published_formula_goes_wrong():
             torch.testing.assert_close(term.means[c], mean)
 
 
+def test_it_can_be_the_only_term():
+    term = IKD(CLASSES, 2.0, 1.0)
+    for epoch in (1, 2):
+        logits = torch.randn(4, CLASSES, requires_grad=True)
+        term.start_epoch(epoch, torch.Generator())
+        loss = term(Outputs(logits), Outputs(torch.randn(4, CLASSES)), Batch(None, torch.arange(4), None, None))
+        loss.backward()
+        assert (logits.grad == 0).all() == (epoch == 1)
+        term.end_epoch(epoch)
+
+
 def test_an_unseen_class_contributes_nothing_and_no_nan():
     data = batches([6, 6, 0, 6, 6])
     term = IKD(CLASSES, 2.0, 1.0)

@@ -56,6 +56,19 @@ def test_a_short_run_stays_close_to_the_plain_one(precision, tolerance):
             assert (other - value).norm() <= 2 * tolerance * value.norm().clamp(min=1), key
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_fast_sets_what_was_measured_best_on_this_device(units, monkeypatch):
+    from helper.cli import student_options
+    from helper.precision import precision_of
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    options = student_options(["--path_t", "t", "--fast"])
+    assert precision_of(options, torch.device("cpu")) == Precision(bf16=units, channels_last=True)
+    assert (options.amp, options.teacher_cache) == ("bf16" if units else "none", "auto")
+    plain = student_options(["--path_t", "t"])
+    assert precision_of(plain, torch.device("cpu")) == FLOAT32 and plain.teacher_cache == "off"
+
+
 def test_flags_are_carried_out_said_and_leave_a_plain_checkpoint(digits_teacher, tmp_path):
     process = scripts.succeed("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--epochs", 1,
                               "--amp", "bf16", "--channels_last", "--warm_up", 0, "--save_dir", tmp_path)
