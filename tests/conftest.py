@@ -65,3 +65,8 @@ def cifar_server(tmp_path, monkeypatch):
     monkeypatch.setattr(official, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5["meta"]})
     yield site
     server.shutdown()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that at the end no process is left alone with them."""
+    items.sort(key=lambda item: "test_resume" not in item.nodeid)
