@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import dataset
 from helper.errors import RunError
-from helper.loop import evaluate
+from helper.loop import evaluate, sgd
 from helper.meters import Meters
 from helper.schedule import lr_at
 from helper.streams import stream
@@ -87,3 +87,21 @@ def test_streams_of_neighbours_are_unrelated_and_stable():
     seeds = {stream(s, t, "train", e) for s in range(4) for t in ("1", "2") for e in range(50)}
     assert len(seeds) == 400
     assert stream(0, "1", "init") == 6615252530199906622 and stream(0, 1, "init") == stream(0, "1", "init")
+
+
+def test_sgd_has_momentum_and_decays_every_parameter():
+    """v = μ·v + (g + λ·p), p = p − rate·v; for batch norm and biases too."""
+    from helper.cli import student_options
+    net = model_dict["resnet8"](num_classes=10)
+    options = student_options(["--path_t", "t"])
+    optimizer = sgd(net.parameters(), options)
+    before = [p.detach().clone() for p in net.parameters()]
+    velocity = [torch.zeros_like(p) for p in before]
+    for step in (1, 2):
+        for p in net.parameters():
+            p.grad = torch.full_like(p, 0.1 * step)
+        optimizer.step()
+        velocity = [0.9 * v + 0.1 * step + 5e-4 * p for v, p in zip(velocity, before, strict=True)]
+        before = [p - 0.05 * v for p, v in zip(before, velocity, strict=True)]
+    for p, expected in zip(net.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), expected)
