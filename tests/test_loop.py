@@ -1,15 +1,21 @@
 """The pieces of the loop: schedule, meters, evaluation, streams, the step."""
+import dataclasses
 import math
+import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import dataset
+from distiller_zoo import Term
+from helper.cli import student_options
 from helper.errors import RunError
-from helper.loop import evaluate, sgd
+from helper.loop import FLOAT32, LiveTeacher, Phase, evaluate, fit, sgd
 from helper.meters import Meters
-from helper.schedule import lr_at
+from helper.objective import CrossEntropy, Objective
+from helper.run import Run
+from helper.schedule import lr_at, rates
 from helper.streams import stream
 from models import model_dict
 
@@ -91,7 +97,6 @@ def test_streams_of_neighbours_are_unrelated_and_stable():
 
 def test_sgd_has_momentum_and_decays_every_parameter():
     """v = μ·v + (g + λ·p), p = p − rate·v; for batch norm and biases too."""
-    from helper.cli import student_options
     net = model_dict["resnet8"](num_classes=10)
     options = student_options(["--path_t", "t"])
     optimizer = sgd(net.parameters(), options)
@@ -105,3 +110,41 @@ def test_sgd_has_momentum_and_decays_every_parameter():
         before = [p - 0.05 * v for p, v in zip(before, velocity, strict=True)]
     for p, expected in zip(net.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), expected)
+
+
+class Draws(Term):
+    """A term that only keeps what it draws at the start of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def start_epoch(self, epoch, generator):
+        self.drawn.append(torch.rand(4, generator=generator).tolist())
+
+    def forward(self, student, teacher, batch):
+        return 0.0 * student.logits.sum()
+
+
+def drawn_in_two_epochs(folder, trial, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own handlers stay
+    digits = dataset.load("digits", "")
+    few = dataset.Split(digits.train.images[:32], digits.train.labels[:32])
+    data = dataclasses.replace(digits, train=few, test=few)
+    options = student_options(["--path_t", "t", "--epochs", "2", "--trial", trial, "--save_dir", str(folder)])
+    net, term, cpu = model_dict["resnet8"](num_classes=10), Draws(), torch.device("cpu")
+    objective = Objective({"ce": CrossEntropy(), "draws": term})
+    phase = Phase("train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
+                  rates(options), 2, {"student": net, "objective": objective})
+    run = Run(options, ("students", "scalars"), trial, net, data)
+    run.start(cpu, FLOAT32, {})
+    fit(phase, dataset.TrainViews(data, cpu), dataset.EvalImages(data, cpu), run, options)
+    run.lock.close()
+    return term.drawn
+
+
+def test_a_term_draws_by_trial_and_epoch_alone(tmp_path, monkeypatch):
+    first, again, other = (drawn_in_two_epochs(tmp_path / name, trial, monkeypatch)
+                           for name, trial in [("a", "1"), ("b", "1"), ("c", "2")])
+    assert first == again and first[0] != first[1]
+    assert all(x != y for x in first for y in other)
