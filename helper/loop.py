@@ -1,4 +1,5 @@
 """The training loop: plain, and the same for teachers, students and a method's first stage."""
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews, epoch_plan
 from helper.errors import RunError
-from helper.meters import Meters, correct_in_top
+from helper.meters import Meters, hits
 from helper.objective import Objective
 from helper.precision import Precision
 from helper.progress import Progress
@@ -84,9 +85,8 @@ def evaluate(net: Classifier, test: EvalImages, precision: Precision = FLOAT32, 
     net.eval()
     for images, labels in test.batches(batch_size):
         logits = precision.outputs(net, images, LOGITS).logits
-        sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(),
-                             correct_in_top(logits, labels, 1).sum().double(),
-                             correct_in_top(logits, labels, 5).sum().double()])
+        loss = F.cross_entropy(logits, labels, reduction="sum").double()
+        sums += torch.cat([loss[None], hits(logits, labels).double()])
     net.train(training)
     loss, top1, top5 = (sums / len(test)).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
@@ -121,7 +121,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         phase.objective.end_epoch(epoch)
         seconds = time.perf_counter() - started
         tested = evaluate(phase.student, test, phase.precision) if phase.evaluates else None
-        if tested and not torch.isfinite(torch.tensor(tested.loss)):
+        if tested and not math.isfinite(tested.loss):
             raise RunError(f"the test loss is not finite after epoch {epoch}: lower the learning rate; "
                            "the last good checkpoint is kept")
         run.end_epoch(phase, epoch, averages, tested, seconds, len(views) / seconds)

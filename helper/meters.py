@@ -18,10 +18,10 @@ class Averages(NamedTuple):
     top5: float
 
 
-def correct_in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(B,) bool: whether the label is among the k largest logits; logits (B, C)."""
-    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (top == labels[:, None]).any(1)
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(2,) int64: how many labels have the largest logit, and one of the five largest; logits (B, C)."""
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([top[:, 0].sum(), top.sum()])
 
 
 class Meters:
@@ -48,8 +48,7 @@ class Meters:
         self.sums += values.double() * len(labels)
         self.first_bad = torch.minimum(self.first_bad, torch.where(values.isfinite(), NEVER, self.step))
         if logits is not None:
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            self.hits += torch.stack([top[:, 0].sum(), top.sum()])
+            self.hits += hits(logits, labels)
 
     def read(self, has_logits: bool = True) -> Averages:
         """The averages so far; waits for the device.
@@ -62,5 +61,5 @@ class Meters:
                            "lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
         *losses, total = (self.sums / samples).tolist()
-        top1, top5 = (100 * hits / samples if has_logits else float("nan") for hits in self.hits.tolist())
+        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in self.hits.tolist())
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
