@@ -14,7 +14,7 @@ lock in the folder lets one process build while others wait. Only logits and poo
 maps would be a hundred times as large, and a method that reads them keeps the live teacher.
 
 Exactness. The build runs in float32, in the arithmetic that the live teacher has on that device (TF32 on cards
-where it is on: it is part of the key). On the CPU it runs in batches of the run's own --batch_size. There a
+where it is on; both are part of the key). On the CPU it runs in batches of the run's own --batch_size. There a
 sample's outputs were found not to depend on its place in the batch nor on its neighbours, so a float32 cache gives a
 run of batches that all have the build's size the very bits of a run without it. They were also found not to depend on
 the batch's size from 13 images up, which covers the last, smaller batch of CIFAR-100 at 64 (16 images); shorter ones
@@ -105,7 +105,7 @@ class Cache:
 
     def __init__(self, root: str, net: Classifier, data: Data, dtype: str, device: torch.device,
                  widths: dict[str, int]):
-        self.precision = arithmetic(device)
+        self.precision = f"{arithmetic(device)} on {device.type}"
         self.key = key_of(net, data, dtype, self.precision)
         self.root, self.folder = root, os.path.join(root, f"{net.name}_{data.name}_{dtype}_{self.key[:16]}")
         self.shape, self.flip = (len(data.train), len(views_of(data.flip))), data.flip
