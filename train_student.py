@@ -3,15 +3,17 @@
 python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill kd \
     --model_s resnet8x4 -r 0.1 -a 0.9 -b 0 --trial 1
 """
+import os
 import sys
 
 import torch
 
 import dataset
 from distiller_zoo import METHODS, Setup
-from helper import cli, teacher_cache
+from helper import cli, teacher_plan, trials
+from helper.cuda_graph import is_captured
 from helper.errors import UsageError, guarded
-from helper.loop import LiveTeacher, Phase, evaluate, fit, sgd
+from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import Objective, student_objective
 from helper.precision import precision_of
 from helper.published import teacher_warning
@@ -20,11 +22,16 @@ from helper.schedule import rates
 from helper.streams import stream
 from models import load_model, model_dict
 
+FOLDERS = ("student_model", "student_tensorboards")
+
 
 def main():
     options = cli.student_options(sys.argv[1:])
     device = cli.device_of(options)
     teacher, checkpoint = load_model(options.path_t)
+    if "trials" in options:
+        return trials.conduct(
+            options, lambda one: os.path.join(one.save_dir, FOLDERS[0], folder_name(one, teacher.name)))
     data = dataset.load(options.dataset, options.data_dir)
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
@@ -36,21 +43,23 @@ def main():
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
     precision = precision_of(options, device)
+    captured, step = is_captured(options.cuda_graph, objective, device)
     for module in (student, teacher, method, objective):
         module.to(device)
     precision.prepare(student)
 
-    run = Run(options, ("student_model", "student_tensorboards"), folder_name(options, teacher.name), student, data)
+    run = Run(options, FOLDERS, folder_name(options, teacher.name), student, data)
     if run.result is not None:
         return run.report()
     views = dataset.TrainViews(data, device)
     test = dataset.EvalImages(data, device)
-    teacher_accuracy = evaluate(teacher.requires_grad_(False), test, precision)
-    cache = teacher_cache.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
+    teacher.requires_grad_(False)
+    teaching = teacher_plan.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
+    teacher_accuracy = teacher_plan.tested(teacher, data, test, teaching.precision, options.cache_dir)
     run.start(device, precision, {
         "student": f"{options.model_s}, {parameters(student):,} parameters",
         "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
-        "loss": loss_in_words(method, objective, options), **cache.facts,
+        "loss": loss_in_words(method, objective, options), **teaching.facts, **step,
     })
 
     warning = teacher_warning(teacher.name, data.name, teacher_accuracy.top1)
@@ -59,16 +68,17 @@ def main():
 
     stage = method.stage(student) if options.beta != 0 else None
     if stage is not None:
-        fit(stage_phase(stage, method, student, teacher, precision, options), views, test, run, options)
+        fit(stage_phase(stage, method, student, teacher, precision, device, options), views, test, run, options)
         for module in stage.modules:
             module.requires_grad_(False)
-    source = cache.open(views, run.stop_if_asked)
+    source = teaching.open(views, run.stop_if_asked)
     if options.ikd_means == "all":
         objective.terms["ikd"].fix_means(*source.class_sums(data.train.labels, len(data.classes)))
     phase = Phase(
         "train", student, source, objective,
         sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
-        rates(options), options.epochs, {"student": student, "objective": objective}, precision=precision)
+        rates(options), options.epochs, {"student": student, "objective": objective}, precision=precision,
+        ahead=teacher_plan.batches_ahead(setup.teacher, objective.reads, options.batch_size, device), captured=captured)
     fit(phase, views, test, run, options)
     run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms)})
     run.report()
@@ -82,7 +92,7 @@ def probe(student, teacher, data) -> Setup:
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
 
 
-def stage_phase(stage, method, student, teacher, precision, options) -> Phase:
+def stage_phase(stage, method, student, teacher, precision, device, options) -> Phase:
     """A method's first stage, as a stretch of training like any other."""
     for module in stage.modules:
         module.requires_grad_(True)
@@ -93,7 +103,7 @@ def stage_phase(stage, method, student, teacher, precision, options) -> Phase:
     rate = stage.learning_rate(student.name, options.learning_rate)
     return Phase(stage.name, student, LiveTeacher(teacher, objective.reads, precision), objective,
                  sgd(trained, options), lambda epoch: rate, options.init_epochs, {"student": student, "method": method},
-                 evaluates=False, precision=precision)
+                 evaluates=False, precision=precision, captured=is_captured(options.cuda_graph, objective, device)[0])
 
 
 def folder_name(o, teacher_name) -> str:

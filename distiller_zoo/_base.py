@@ -5,7 +5,7 @@ its trainable parts are its parameters, its state its state dict. A method is a 
 `--distill` can name; each lives in one file of this folder and is found by itself.
 """
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,15 +55,22 @@ class Term(nn.Module):
         fields, and the logits
     reads_student: whether it needs the student's outputs at all
     active: False where its weight is 0, so that it is left out of the run's loss
+    uncapturable: why its forward cannot be part of a CUDA graph, in words; None where it can
     """
 
     reads: frozenset[str] = frozenset()
     reads_student = True
     active = True
+    uncapturable: ClassVar[str | None] = None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The weighted loss of a batch, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward")
+
+    def mode(self) -> Hashable:
+        """What decides in Python how `forward` computes, beyond its arguments' shapes: a captured step repeats
+        the mode that it was captured in. Values that change while training are tensors, or part of this."""
+        return None
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before each epoch, the first being 1.

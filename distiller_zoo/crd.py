@@ -164,6 +164,7 @@ class Contrastive(Method):
     )
     reads = frozenset({"pooled"})
     beta = 0.8
+    uncapturable = "draws its negatives from a generator of the epoch's own"
 
     def __init__(self, setup, options):
         super().__init__(setup, options)

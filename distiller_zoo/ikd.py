@@ -47,6 +47,9 @@ class IKD(Term):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("means", torch.zeros(num_classes, num_classes))
 
+    def mode(self):
+        return self.collecting
+
     def start_epoch(self, epoch, generator):
         self.collecting = epoch == 1
 

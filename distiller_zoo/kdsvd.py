@@ -93,6 +93,7 @@ class SingularValue(Method):
     paper = "Lee et al., Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018"
     formula = "b · Σ_i mean ‖RBF(v_s^i, v_s^{i−1}) − RBF(v_t^i, v_t^{i−1})‖², aligned right singular vectors"
     reads = frozenset({"stages"})
+    uncapturable = "decomposes matrices, for which PyTorch waits for the device"
     beta_published = False
 
     def __init__(self, setup, options):

@@ -17,6 +17,7 @@ from helper.flags import (
     nonnegative_int,
     positive_float,
     positive_int,
+    trial_list,
     trial_name,
     unit_float,
 )
@@ -80,6 +81,8 @@ def student_options(argv: list[str]) -> Namespace:
     METHODS[options.distill].resolve(options)
     if options.ikd_means == "all" and options.avg == 0:
         raise UsageError("--ikd_means all is of the IKD term, which is off: give --avg a value above 0")
+    if options.trials is None:
+        del options.trials  # a lone run's settings are those of the trial
     if options.teacher_cache not in ("off", "auto", "on"):
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
     return options
@@ -104,7 +107,10 @@ def _student_parser(method):
                        help="the student, one of " + ", ".join(model_dict) + " (default resnet8)")
     group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
                        help="one of " + ", ".join(METHODS) + " (default kd)")
-    group.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
+    trial = group.add_mutually_exclusive_group()
+    trial.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
+    trial.add_argument("--trials", type=trial_list, metavar="LIST",
+                       help="several trials together, such as 1,2,3: each as it would be alone, in its own folder")
     group = parser.add_argument_group("weights of the loss: r·CE + a·KD + b·method + avg·IKD")
     group.add_argument("-r", "--gamma", type=nonnegative_float, default=1.0, metavar="R",
                        help="weight of the cross-entropy with the labels")
@@ -156,6 +162,9 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--amp", default="none", choices=("none", "bf16"),
                        help="bf16: the nets run in bfloat16; losses and BN statistics stay in float32")
     group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
+    group.add_argument("--compile", action="store_true", help="the nets through torch.compile; changes the last bits")
+    group.add_argument("--cuda_graph", default="auto", choices=("auto", "on", "off"),
+                       help="on CUDA: a step as one graph; auto: where the method allows it")
     group.add_argument("--fast", action="store_true",
                        help="what was measured best: --channels_last, --amp bf16 where the processor has units for it, "
                             "and for students --teacher_cache auto")

@@ -4,8 +4,6 @@ import fcntl
 import io
 import json
 import os
-import time
-from collections.abc import Callable
 
 import torch
 
@@ -55,33 +53,10 @@ def lock_folder(folder: str):
 
     Raises UsageError if another process holds it.
     """
-    file = _lock(folder)
-    if file is None:
-        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial")
-    return file
-
-
-def wait_for_folder(folder: str, stop: Callable[[], None], message: str):
-    """As lock_folder, but where another process holds the folder print `message` once and wait for it.
-
-    stop: called while waiting; may raise to give up
-    """
-    file = _lock(folder)
-    if file is None:
-        print(message, flush=True)
-    while file is None:
-        stop()
-        time.sleep(0.2)
-        file = _lock(folder)
-    return file
-
-
-def _lock(folder):
-    """The open lock file, or None where another process holds it."""
     file = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held by the caller)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        return None
+        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial") from None
     return file

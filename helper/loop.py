@@ -1,7 +1,8 @@
 """The training loop: plain, and the same for teachers, students and a method's first stage."""
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews, epoch_plan
+from helper.cuda_graph import CapturedSteps, side_stream
 from helper.errors import RunError
+from helper.fields import each
 from helper.meters import Meters, hits
 from helper.objective import Objective
 from helper.precision import Precision
 from helper.progress import Progress
 from helper.streams import stream
+from helper.teacher_cache import CachedTeacher
 from models import Classifier, Outputs
 
 FLOAT32 = Precision()
@@ -28,6 +32,9 @@ class LiveTeacher:
     def __init__(self, net: Classifier, reads: frozenset[str], precision: Precision = FLOAT32):
         self.net, self.reads, self.precision = precision.prepare(net.eval()), reads, precision
 
+    def start_epoch(self, plan: tuple[Tensor, Tensor]) -> None:
+        """Called before an epoch with its plan (dataset.epoch_plan); nothing to prepare here."""
+
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         return self.precision.outputs(self.net, batch.images, self.reads) if self.reads else Outputs()
@@ -38,16 +45,18 @@ class Phase:
     """A stretch of training: the student's own epochs, a teacher's, or a method's first stage.
 
     name: "train", or the stage's name
-    teacher: batch -> the outputs that the objective reads
+    teacher: batch -> the outputs that the objective reads; LiveTeacher or CachedTeacher
     rate: epoch -> learning rate
     modules: what a checkpoint must hold to go on, by name
     evaluates: whether each epoch ends with a test
     precision: how the student is run, and tested
+    ahead: on how many batches the teacher works at once
+    captured: whether a step runs as a CUDA graph (see cuda_graph.py)
     """
 
     name: str
     student: Classifier
-    teacher: Callable[[Batch], Outputs]
+    teacher: LiveTeacher | CachedTeacher
     objective: Objective
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
@@ -55,11 +64,13 @@ class Phase:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     evaluates: bool = True
     precision: Precision = FLOAT32
+    ahead: int = 1
+    captured: bool = False
 
 
-def train_step(phase: Phase, batch: Batch, meters: Meters) -> None:
-    """One step. Nothing here waits for the device."""
-    teacher, student = phase.teacher(batch), Outputs()
+def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
+    """One step, given what the teacher says of its batch. Nothing here waits for the device."""
+    student = Outputs()
     if phase.objective.reads_student:
         student = phase.precision.outputs(phase.student, batch.images, phase.objective.reads | {"logits"})
     losses = phase.objective(student, teacher, batch)
@@ -68,6 +79,18 @@ def train_step(phase: Phase, batch: Batch, meters: Meters) -> None:
     total.backward()
     phase.optimizer.step()
     meters.update(losses, total, student.logits, batch.labels)
+
+
+def lessons(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor],
+            batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
+    """An epoch's batches with the teacher's outputs for each, of which it makes `phase.ahead` batches' at once."""
+    for several in views.batches(plan, batch_size * phase.ahead):
+        outputs = phase.teacher(several)
+        for i in range(0, len(several.labels), batch_size):
+            def part(values, i=i):
+                return values[i : i + batch_size]
+
+            yield Batch(*each(part, several)), Outputs(*each(part, outputs))
 
 
 class Evaluation(NamedTuple):
@@ -100,23 +123,26 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     device = views.labels.device
     first = run.resume(phase) + 1
     progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
+    meters = Meters(list(phase.objective.terms), device)
+    take, where = (CapturedSteps(train_step, phase), side_stream) if phase.captured else (train_step, nullcontext)
     for epoch in range(first, phase.epochs + 1):
         started = time.perf_counter()
-        for group in phase.optimizer.param_groups:
-            group["lr"] = phase.rate(epoch)
+        set_rate(phase.optimizer, phase.rate(epoch))
         purpose = (options.seed, options.trial, phase.name, epoch)
         torch.manual_seed(stream(*purpose, "torch"))
         phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(stream(*purpose, "terms")))
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
-        meters = Meters(list(phase.objective.terms), device)
+        meters.reset()
         plan = epoch_plan(len(views), views.flip, options.seed, options.trial, phase.name, epoch)
-        for step, batch in enumerate(views.batches(plan, options.batch_size), 1):
-            train_step(phase, batch, meters)
-            run.stop_if_asked()
-            if step % options.tb_freq == 0:
-                run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
-            progress.step(epoch, step, meters)
+        phase.teacher.start_epoch(plan)
+        with where():
+            for step, (batch, teacher) in enumerate(lessons(phase, views, plan, options.batch_size), 1):
+                take(phase, batch, teacher, meters)
+                run.stop_if_asked()
+                if step % options.tb_freq == 0:
+                    run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
+                progress.step(epoch, step, meters)
         averages = meters.read(phase.objective.reads_student)
         phase.objective.end_epoch(epoch)
         seconds = time.perf_counter() - started
@@ -129,7 +155,18 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     phase.optimizer.zero_grad(set_to_none=True)
 
 
-def sgd(parameters: list[Tensor], options) -> torch.optim.SGD:
+def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:
     """The published optimiser: momentum, and weight decay on every parameter."""
+    parameters = list(parameters)
+    # On CUDA the fused kernel, which alone takes its rate from the device, as a captured step has it.
     return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum,
-                           weight_decay=options.weight_decay)
+                           weight_decay=options.weight_decay, fused=parameters[0].is_cuda or None)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of every group; a tensor, which a captured step reads, stays where it is."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -39,6 +39,12 @@ class Meters:
         # The first step at which each loss was not finite.
         self.first_bad = torch.full((len(self.names),), NEVER, dtype=torch.int64, device=device)
 
+    def reset(self) -> None:
+        """Begin anew, in the same tensors: a captured step goes on writing to them."""
+        for tensor in (self.sums, self.hits, self.samples, self.step):
+            tensor.zero_()
+        self.first_bad.fill_(NEVER)
+
     @torch.no_grad()
     def update(self, losses: dict[str, Tensor], total: Tensor, logits: Tensor | None, labels: Tensor) -> None:
         """Add a step's losses (scalars) and the hits of its logits (B, C), if there are any."""
@@ -46,7 +52,8 @@ class Meters:
         self.step += 1
         self.samples += len(labels)
         self.sums += values.double() * len(labels)
-        self.first_bad = torch.minimum(self.first_bad, torch.where(values.isfinite(), NEVER, self.step))
+        bad_here = torch.where(values.isfinite(), NEVER, self.step)
+        torch.minimum(self.first_bad, bad_here, out=self.first_bad)
         if logits is not None:
             self.hits += hits(logits, labels)
 

@@ -35,6 +35,15 @@ class Objective(nn.Module):
         """Each term's weighted loss, a scalar, by its name."""
         return {name: term(student, teacher, batch) for name, term in self.terms.items()}
 
+    def mode(self) -> tuple:
+        """The modes of the terms (see Term.mode)."""
+        return tuple(term.mode() for term in self.terms.values())
+
+    def uncapturable(self) -> str | None:
+        """Why a step cannot be captured as a CUDA graph, in words; None where it can."""
+        reasons = [f"{name} {term.uncapturable}" for name, term in self.terms.items() if term.uncapturable]
+        return "; ".join(reasons) or None
+
     def start_epoch(self, epoch, generator):
         for term in self.terms.values():
             term.start_epoch(epoch, generator)

@@ -15,14 +15,20 @@ class Precision:
     bf16: under autocast, so convolutions and products in bfloat16; weights, BN statistics and every
         loss stay in float32
     channels_last: the images and the weights of convolutions in that memory format
+    compiled: through torch.compile, which fuses operations and so changes the last bits
     """
 
     bf16: bool = False
     channels_last: bool = False
+    compiled: bool = False
 
     def prepare(self, net: Classifier) -> Classifier:
-        """The net in the memory format; its state dict has the same values."""
-        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+        """The net in the memory format, to be compiled when it first runs; its state dict has the same values."""
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last)
+        if self.compiled:
+            net.compile()
+        return net
 
     def outputs(self, net: Classifier, images: Tensor, fields: frozenset[str]) -> Outputs:
         """The net's outputs that `fields` names, in float32; images (B, 3, height, width) float32."""
@@ -37,20 +43,21 @@ class Precision:
         words = "bfloat16 nets, float32 losses" if self.bf16 else "float32"
         if device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.bf16:
             words += " with TF32 convolutions"
-        return words + (", channels_last" if self.channels_last else "")
+        return words + ", channels_last" * self.channels_last + ", compiled" * self.compiled
 
 
 def precision_of(options: Namespace, device: torch.device) -> Precision:
-    """What `--amp` and `--channels_last` ask for; with `--fast` they, and the teacher cache, are set first.
+    """What `--amp`, `--channels_last` and `--compile` ask for.
 
-    `--fast` is what scripts/bench.py measured best on the CPU, bfloat16 only where there are units for it.
+    With `--fast` the first two and the teacher cache are set before, to what scripts/bench.py measured best on the
+    CPU; bfloat16 only where there are units for it.
     """
     if options.fast:
         options.channels_last = True
         options.amp = "bf16" if _has_bf16_units(device) else options.amp
         if getattr(options, "teacher_cache", None) == "off":
             options.teacher_cache = "auto"
-    return Precision(options.amp == "bf16", options.channels_last)
+    return Precision(options.amp == "bf16", options.channels_last, options.compile)
 
 
 def _has_bf16_units(device):

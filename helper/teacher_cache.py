@@ -1,59 +1,58 @@
-"""The exact teacher cache: a frozen teacher's outputs on every view of every training image.
+"""The exact teacher cache: a frozen teacher's outputs on the views of every training image.
 
 A view is one of 162 (81 where images are not mirrored; see dataset/views.py), so the teacher of a run can
-say only n * 162 things. They are computed once, and every later student, method and trial of that teacher
-reads them. A cache is a folder of `--cache_dir`, named by a key (`key_of`) over the teacher's weights, the
-images, their preprocessing and the arithmetic of the build. It holds, for each field of Outputs that some
+say only n * 162 things. Each is computed once, and every later student, method and trial of that teacher
+reads it. A cache is a folder of `--cache_dir`, named by a key (`key_of`) over the teacher's weights, the
+images, their preprocessing and the arithmetic of the teacher. It holds, for each field of Outputs that some
 run has needed so far,
 
-    FIELD.bin   (n, views, width) float16 or float32, raw, memory-mapped by readers
-    meta.json   replaced whole after rows have reached the disk; says how many rows of each field are done
+    FIELD.bin    (n, views, width) float16 or float32, raw, memory-mapped by readers
+    FIELD.have   (n, views) uint8, 1 where that row of FIELD.bin is on the disk
+    meta.json    what the cache is of
 
-so that a killed build goes on where meta.json says, and a field is complete when all its rows are done. A
-lock in the folder lets one process build while others wait. Only logits and pooled vectors are stored: feature
-maps would be a hundred times as large, and a method that reads them keeps the live teacher.
+It may be filled at once (`--teacher_cache on`), or grow by what each epoch shows (`auto` on the CPU). Either way
+processes share the work: the images are dealt out in blocks, each computed by the process that holds its lock,
+which the system lets go of when that process ends. A row is marked only after it has reached the disk, so a killed
+process costs what it had not marked. Only logits and pooled vectors are stored: feature maps would be a hundred
+times as large, and a method that reads them keeps the live teacher.
 
-Exactness. The build runs in float32, in the arithmetic that the live teacher has on that device (TF32 on cards
-where it is on; both are part of the key). On the CPU it runs in batches of the run's own --batch_size. There a
-sample's outputs were found not to depend on its place in the batch nor on its neighbours, so a float32 cache gives a
-run of batches that all have the build's size the very bits of a run without it. They were also found not to depend on
-the batch's size from 13 images up, which covers the last, smaller batch of CIFAR-100 at 64 (16 images); shorter ones
-may differ in the last bits of float32. A float16 cache rounds each value to 11 significant bits, which
+Exactness. The teacher runs in float32, in the arithmetic that the live teacher has on that device (TF32 on cards
+where it is on; both are part of the key). On the CPU it runs in batches of the run's own --batch_size, all of them
+full. There a sample's outputs were found not to depend on its place in the batch nor on its neighbours, so a float32
+cache gives a run of batches that all have this size the very bits of a run without it. They were also found not to
+depend on the batch's size from 13 images up, which covers the last, smaller batch of CIFAR-100 at 64 (16 images);
+shorter ones may differ in the last bits of float32. A float16 cache rounds each value to 11 significant bits, which
 changes KD's gradient at T=4 by less than a thousandth. Short runs stay within 1% (see the tests); over long ones
 training amplifies any rounding, and six epochs of digits part as far for float16 as for logits times 1 + 1e-6.
 """
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dataset import Batch, Data, TrainViews
 from dataset.views import PADDING, views_of
 from helper.errors import RunError, UsageError
-from helper.files import wait_for_folder, write_json
-from helper.loop import FLOAT32, LiveTeacher
-from helper.precision import Precision
+from helper.files import write_bytes, write_json
 from helper.progress import clock
 from models import Classifier, Outputs
 
 FIELDS = ("logits", "pooled")
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-# Views in a batch of the build on a GPU: enough to fill it. On the CPU larger batches than a run's gain nothing.
-CUDA_BATCH = 4096
-# How many times faster than in training's batches the teacher runs in the build's; on CUDA cautious, not measured.
-BUILD_GAIN = {"cpu": 1.0, "cuda": 2.0}
-# What the cache leaves free on a GPU, for the images, the nets and their activations.
-HEADROOM = 4 * 2**30
-# Seconds between the points that a killed build goes on from.
+# Images whose views are one process's to compute at a time.
+BLOCK = 2048
+# Seconds between the points that a killed process's work is kept up to.
 SAVE_SECONDS = 10
 # Seconds between progress lines where the output is not a terminal.
 PAUSE = 15
@@ -65,10 +64,17 @@ class CachedTeacher:
 
     tables: by field, (n, views, width), of any float type
     flip: whether the views are mirrored too, as Data.flip
+    fill: called with an epoch's plan before it, to bring its rows into the tables; None where all are there
     """
 
-    def __init__(self, tables: dict[str, Tensor], flip: bool):
-        self.tables, self.flip = tables, flip
+    def __init__(self, tables: dict[str, Tensor], flip: bool,
+                 fill: Callable[[tuple[Tensor, Tensor]], None] | None = None):
+        self.tables, self.flip, self.fill = tables, flip, fill
+
+    def start_epoch(self, plan: tuple[Tensor, Tensor]) -> None:
+        """plan: (order, view) of the epoch's samples, as dataset.epoch_plan."""
+        if self.fill is not None:
+            self.fill(plan)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
@@ -105,45 +111,43 @@ class Cache:
 
     def __init__(self, root: str, net: Classifier, data: Data, dtype: str, device: torch.device,
                  widths: dict[str, int]):
-        self.precision = f"{arithmetic(device)} on {device.type}"
-        self.key = key_of(net, data, dtype, self.precision)
+        self.arithmetic = f"{arithmetic(device)} on {device.type}"
+        self.key = key_of(net, data, dtype, self.arithmetic)
         self.root, self.folder = root, os.path.join(root, f"{net.name}_{data.name}_{dtype}_{self.key[:16]}")
         self.shape, self.flip = (len(data.train), len(views_of(data.flip))), data.flip
         self.rows = self.shape[0] * self.shape[1]
         self.dtype, self.widths = DTYPES[dtype], widths
 
-    def done(self) -> dict[str, int]:
-        """By field, how many rows (image by image, of an image view by view) are on the disk.
+    def have(self, name: str) -> np.ndarray:
+        """(n * views,) uint8, which rows of a field (image by image, of an image view by view) are on the disk.
 
-        Raises Unusable.
+        Mapped from its file, so that it follows what other processes add. Raises Unusable.
         """
         try:
             with open(self._path("meta.json")) as file:
                 meta = json.load(file)
-            done = {name: held["rows"] for name, held in meta["fields"].items()}
             own = (meta["format"], meta["key"]) == (FORMAT, self.key)
-            sound = all(isinstance(rows, int) and 0 <= rows <= self.rows and name in FIELDS
-                        for name, rows in done.items())
         except FileNotFoundError:
-            return {}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return np.zeros(self.rows, np.uint8)
+        except (ValueError, KeyError, TypeError):
             raise Unusable("meta.json is damaged") from None
-        if not own or not sound:
+        if not own:
             raise Unusable("meta.json is of another cache")
-        for name in done:
-            path = self._path(f"{name}.bin")
-            size = os.path.getsize(path) if os.path.exists(path) else 0
-            if size != self.bytes(name):
-                raise Unusable(f"{name}.bin has {size:,} bytes instead of {self.bytes(name):,}")
-        return done
+        sizes = {f"{name}.have": self.rows, f"{name}.bin": self.bytes(name)}
+        if not os.path.exists(self._path(f"{name}.have")):
+            return np.zeros(self.rows, np.uint8)
+        for file, size in sizes.items():
+            there = os.path.getsize(self._path(file)) if os.path.exists(self._path(file)) else 0
+            if there != size:
+                raise Unusable(f"{file} has {there:,} bytes instead of {size:,}")
+        return np.memmap(self._path(f"{name}.have"), np.uint8, "r")
 
     def left(self, fields: list[str]) -> float:
         """The part of the teacher's work for these fields that is still to do, 0 to 1."""
         try:
-            done = self.done()
+            return 1 - min(int(np.count_nonzero(self.have(name))) for name in fields) / self.rows
         except Unusable:
             return 1.0
-        return 1 - min(done.get(name, 0) for name in fields) / self.rows
 
     def bytes(self, *fields: str) -> int:
         """The size of these fields."""
@@ -153,135 +157,201 @@ class Cache:
         """The bytes that these fields still need of the disk, and those free there."""
         needed = 0
         for name in fields:
-            path = self._path(f"{name}.bin")
-            taken = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
-            needed += max(self.bytes(name) - taken, 0)
+            for file, size in ((f"{name}.bin", self.bytes(name)), (f"{name}.have", self.rows)):
+                path = self._path(file)
+                taken = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
+                needed += max(size - taken, 0)
         place = os.path.abspath(self.root)
         while not os.path.exists(place):
             place = os.path.dirname(place)
         return needed, shutil.disk_usage(place).free
 
-    def ensure(self, fields: list[str], net: Classifier, views: TrainViews, batch_size: int,
-               stop: Callable[[], None]) -> None:
-        """Make these fields complete: find them so, wait for the process that builds them, or build them.
+    def prepare(self, fields: list[str], net: Classifier, views: TrainViews, stop: Callable[[], None]) -> None:
+        """Bring the files of these fields into being, empty where they are not there; what is there is held
+        against the teacher, and begun afresh where it is not its outputs.
 
-        batch_size: views in a batch of the build
-        stop: called often; may raise to leave, what is done stays
-        Raises UsageError where the disk is too small, RunError for values that float16 cannot hold.
+        stop: called while another process does the same; may raise to give up
+        Raises UsageError where the disk is too small or the folder cannot be written.
         """
         net.eval()
-        if self._fault(fields, net, views) is None and self.left(fields) == 0:
-            return
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write to {self.folder} ({error.strerror}): give another --cache_dir") from None
-        with wait_for_folder(self.folder, stop, f"another process is building {self.folder}: waiting for it"):
+        with self._locks() as locks:
+            while not locks.take(0):
+                stop()
+                time.sleep(0.1)
             fault = self._fault(fields, net, views)
             if fault is not None:
                 print(f"the teacher cache {self.folder} cannot be used ({fault}): building it afresh", flush=True)
                 # Removed, not overwritten: a process that has mapped a file keeps what it read.
-                for name in ("meta.json", *(f"{name}.bin" for name in FIELDS)):
+                for name in ("meta.json", *(f"{name}.{kind}" for name in FIELDS for kind in ("bin", "have"))):
                     if os.path.exists(self._path(name)):
                         os.remove(self._path(name))
-            if self.left(fields) > 0:
-                self._build(fields, net, views, batch_size, stop)
+            needed, free = self.disk(fields)
+            if needed > free:
+                raise UsageError(f"the teacher cache needs {size(needed)} more in {self.root}, {size(free)} are free: "
+                                 "make room, give another --cache_dir, or --teacher_cache off")
+            for name in fields:
+                if not os.path.exists(self._path(f"{name}.have")):
+                    self._reserve(self._path(f"{name}.bin"), self.bytes(name))
+                    write_bytes(self._path(f"{name}.have"), bytes(self.rows))
+            if not os.path.exists(self._path("meta.json")):
+                write_json(self._path("meta.json"), {
+                    "format": FORMAT, "key": self.key, "images": self.shape[0], "views": self.shape[1],
+                    "dtype": str(self.dtype).removeprefix("torch."), "arithmetic": self.arithmetic})
+
+    def fill(self, fields: list[str], rows: np.ndarray | None, net: Classifier, views: TrainViews, batch_size: int,
+             stop: Callable[[], None]) -> None:
+        """Bring these rows (ascending; None for all) of these fields onto the disk, after `prepare`. The work is
+        shared with the processes that do the same at the same time.
+
+        batch_size: views in a batch of the teacher
+        stop: called often; may raise to leave, what is done stays
+        Raises RunError for values that the type of the cache cannot hold.
+        """
+        marks = {name: self.have(name) for name in fields}
+        rows = np.arange(self.rows) if rows is None else rows
+        rows = rows[_missing(marks, rows)]
+        if len(rows) == 0:
+            return
+        progress = _Progress(len(rows))
+        ends = np.arange(BLOCK * self.shape[1], self.rows, BLOCK * self.shape[1])
+        blocks = [(i + 1, part) for i, part in enumerate(np.split(rows, np.searchsorted(rows, ends))) if len(part)]
+        with self._locks() as locks, contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(open(self._path(f"{name}.bin"), "r+b")) for name in fields}
+            marks = {name: np.memmap(self._path(f"{name}.have"), np.uint8, "r+") for name in fields}
+            while blocks:
+                busy = []
+                for number, part in blocks:
+                    done = len(rows) - int(_missing(marks, rows).sum())
+                    if locks.take(number):
+                        self._compute(part[_missing(marks, part)], marks, files, net, views, batch_size, stop,
+                                      lambda here, done=done: progress.show(done + here))
+                        locks.let_go(number)
+                    else:
+                        busy.append((number, part))
+                        progress.show(done)
+                blocks = busy
+                if busy:
+                    stop()
+                    time.sleep(0.05)
+        progress.end()
 
     def table(self, name: str) -> Tensor:
-        """A complete field, (n, views, width), mapped from its file: read as it is used, shared by processes."""
-        size = self.rows * self.widths[name]
-        # shared=False maps the file for reading alone: a stray write would stay in this process.
-        return torch.from_file(self._path(f"{name}.bin"), shared=False, size=size, dtype=self.dtype).view(
-            *self.shape, self.widths[name])
+        """A field, (n, views, width), mapped from its file: read as it is used, shared by processes, and following
+        what they add; to be read alone. Rows that are not there yet hold zeros."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PyTorch knows no read-only tensors and warns of them
+            flat = torch.from_numpy(np.memmap(self._path(f"{name}.bin"), np.uint8, "r"))
+        return flat.view(self.dtype).view(*self.shape, self.widths[name])
 
     @torch.inference_mode()
     def _fault(self, fields, net, views):
-        """What is wrong with the folder, in words, or None; complete fields are compared with the teacher."""
-        try:
-            done = self.done()
-        except Unusable as error:
-            return str(error)
-        held = [name for name in fields if done.get(name, 0) == self.rows]
-        if held:
-            row = torch.linspace(0, self.rows - 1, 64, dtype=torch.float64).long().to(views.labels.device)
-            out = net(views.gather(*self._index_view(row)), named=True)
-            for name in held:
-                live = getattr(out, name).float()
-                stored = self.table(name).flatten(0, 1)[row.cpu()].to(live.device).float()
-                # Wide enough for other kernels, TF32 and float16, far too narrow for another teacher or for zeros.
-                if not (stored - live).abs().max() <= 0.01 * live.abs().max():
-                    return f"{name}.bin does not hold this teacher's outputs"
+        """What is wrong with the folder, in words, or None; what it holds is compared with the teacher."""
+        for name in fields:
+            try:
+                held = np.flatnonzero(self.have(name))
+            except Unusable as error:
+                return str(error)
+            if len(held) == 0:
+                continue
+            rows = torch.from_numpy(held[np.linspace(0, len(held) - 1, 64).astype(int)])
+            live = getattr(self._outputs(rows, net, views), name).float().cpu()
+            stored = self.table(name).flatten(0, 1)[rows].float()
+            # Wide enough for other kernels, TF32 and float16, far too narrow for another teacher or for zeros.
+            if not (stored - live).abs().max() <= 0.01 * live.abs().max():
+                return f"{name}.bin does not hold this teacher's outputs"
         return None
 
-    def _index_view(self, row):
-        return row // self.shape[1], views_of(self.flip).to(row.device)[row % self.shape[1]]
-
-    def _build(self, fields, net, views, batch_size, stop):
-        needed, free = self.disk(fields)
-        if needed > free:
-            raise UsageError(f"the teacher cache needs {_size(needed)} more in {self.root}, {_size(free)} are free: "
-                             "make room, give another --cache_dir, or --teacher_cache off")
-        done = self.done()
-        missing = [name for name in fields if done.get(name, 0) < self.rows]
-        row = min(done.get(name, 0) for name in missing)
-        goes_on = f", going on at {100 * row / self.rows:.1f}%" if row else ""
-        print(f"building the teacher cache {self.folder}: {' and '.join(missing)} of {self.rows:,} views, "
-              f"{_size(self.bytes(*missing))}, in {self.precision}{goes_on}", flush=True)
-        progress = _Progress(self.rows, row)
-        files = {name: open(self._path(f"{name}.bin"), "r+b" if name in done else "w+b")  # noqa: SIM115
-                 for name in missing}
-        try:
-            for name, file in files.items():
-                file.truncate(self.bytes(name))
-                if hasattr(os, "posix_fallocate"):  # not on macOS
-                    # Reserved now, so that a disk that fills up later cannot end a long build.
-                    os.posix_fallocate(file.fileno(), 0, self.bytes(name))
-            saved = time.monotonic()
-            try:
-                while row < self.rows:
-                    # The last batch reaches back: its outputs too come from a batch of the full size.
-                    first = min(row, max(self.rows - batch_size, 0))
-                    row = self._write(files, net, views, first, min(first + batch_size, self.rows))
-                    progress.show(row)
-                    if time.monotonic() - saved >= SAVE_SECONDS:
-                        self._record(files, done, row)
-                        saved = time.monotonic()
-                    stop()
-            finally:
-                self._record(files, done, row)
-        finally:
-            for file in files.values():
-                file.close()
-        progress.end()
+    def _outputs(self, rows, net, views):
+        """The teacher's named outputs for rows, (m,) int64 on the CPU."""
+        index = (rows // self.shape[1]).to(views.labels.device)
+        view = views_of(self.flip)[rows % self.shape[1]].to(views.labels.device)
+        with torch.autocast(index.device.type, enabled=False):
+            return net(views.gather(index, view), named=True)
 
     @torch.inference_mode()
-    def _write(self, files, net, views, first, last):
-        """Compute and write the rows from `first` up to `last`, which is returned."""
-        rows = torch.arange(first, last, device=views.labels.device)
-        with torch.autocast(rows.device.type, enabled=False):
-            out = net(views.gather(*self._index_view(rows)), named=True)
+    def _compute(self, rows, marks, files, net, views, batch_size, stop, show):
+        """Compute these rows of the fields that lack them, write them, and mark them once they are on the disk.
+
+        rows: (m,) int64, ascending; show: called with the number of rows done
+        """
+        first, saved = 0, time.monotonic()
+
+        def save(last):
+            for name, file in files.items():
+                os.fsync(file.fileno())
+                marks[name][rows[first:last]] = 1
+            return last
+
+        start = 0
+        try:
+            for start in range(0, len(rows), batch_size):
+                show(start)
+                stop()
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    first, saved = save(start), time.monotonic()
+                # Every batch is a full one: the last is filled up with rows that were there before.
+                part = torch.from_numpy(rows[np.arange(start, start + batch_size) % len(rows)])
+                out = self._outputs(part, net, views)
+                self._write(files, marks, rows[start : start + batch_size], out)
+            start = len(rows)
+        finally:
+            save(start)
+
+    def _write(self, files, marks, rows, out):
+        """Put the first outputs of a batch in their places, a piece for each run of neighbouring rows."""
         for name, file in files.items():
-            values = getattr(out, name).to(self.dtype).cpu().contiguous()
+            values = getattr(out, name)[: len(rows)].to(self.dtype).cpu().contiguous()
             if not values.isfinite().all():
                 raise RunError(f"the teacher's {name} exceed what {self.dtype} holds: give --cache_dtype float32")
-            file.seek(first * self.widths[name] * self.dtype.itemsize)
-            file.write(values.numpy().tobytes())
-        return last
+            lacking = np.flatnonzero(marks[name][rows] == 0)
+            width = self.widths[name] * self.dtype.itemsize
+            content = values.view(torch.uint8).numpy()
+            for run in np.split(lacking, np.flatnonzero(np.diff(rows[lacking]) != 1) + 1):
+                if len(run):
+                    os.pwrite(file.fileno(), content[run[0] : run[-1] + 1].tobytes(), int(rows[run[0]]) * width)
 
-    def _record(self, files, done, row):
-        """Bring the files to the disk, and then say in meta.json that all rows before `row` are done."""
-        for name, file in files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            done[name] = max(done.get(name, 0), row)
-        write_json(self._path("meta.json"), {
-            "format": FORMAT, "key": self.key, "images": self.shape[0], "views": self.shape[1],
-            "dtype": str(self.dtype).removeprefix("torch."), "arithmetic": self.precision,
-            "fields": {name: {"width": self.widths[name], "rows": rows} for name, rows in done.items()},
-        })
+    @staticmethod
+    def _reserve(path, size):
+        """An empty file of this size that the disk has room for: one that fills up later cannot end a long build."""
+        with open(path, "wb") as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size)
+
+    def _locks(self):
+        return contextlib.closing(_Locks(self._path(".lock")))
 
     def _path(self, name):
         return os.path.join(self.folder, name)
+
+
+def _missing(marks, rows):
+    """(m,) bool: which of the rows some field lacks; marks: by field, (n * views,)."""
+    return np.any([mark[rows] == 0 for mark in marks.values()], axis=0)
+
+
+class _Locks:
+    """The locks of a folder, by number: one process at a time holds each, until it lets go or ends."""
+
+    def __init__(self, path):
+        self.file = open(path, "a+")  # noqa: SIM115 (closed by close)
+
+    def take(self, number) -> bool:
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except (BlockingIOError, PermissionError):  # either, by the system
+            return False
+        return True
+
+    def let_go(self, number):
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number)
+
+    def close(self):
+        self.file.close()
 
 
 def arithmetic(device: torch.device) -> str:
@@ -292,183 +362,48 @@ def arithmetic(device: torch.device) -> str:
 
 def key_of(net: Classifier, data: Data, dtype: str, precision: str) -> str:
     """SHA-256, in hexadecimal, of everything that a cache's content depends on."""
-    digest = hashlib.sha256()
-
-    def add(name, value):
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
-            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
-        else:
-            digest.update(repr((name, value)).encode())
-
-    for name, value in net.state_dict().items():
-        add(name, value)
-    add("images", data.train.images)
     # The format stands for the code: how a view is cut and numbered, how rows are laid out.
-    add("rest", (FORMAT, net.name, data.mean, data.std, data.flip, PADDING, dtype, precision))
+    return fingerprint(net.state_dict(), data.train.images, FORMAT, net.name, data.mean, data.std, data.flip, PADDING,
+                       dtype, precision)
+
+
+def fingerprint(*values) -> str:
+    """SHA-256, in hexadecimal, of tensors, dicts of tensors, and values with a stable repr."""
+    digest = hashlib.sha256()
+    for value in values:
+        for name, part in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(part, Tensor):
+                part = part.detach().cpu().contiguous()
+                digest.update(repr((name, str(part.dtype), tuple(part.shape))).encode())
+                digest.update(part.reshape(-1).view(torch.uint8).numpy())
+            else:
+                digest.update(repr((name, part)).encode())
     return digest.hexdigest()
 
 
-class Situation(NamedTuple):
-    """What the choice between a cache and the live teacher depends on.
-
-    asked: "on" or "auto"
-    reads: the fields of the teacher that the run reads
-    earlier: "cache" or "live", what the run that goes on here had chosen; None for a new run
-    left: the part of the cache that is still to be built, 0 to 1
-    epochs: those still to train
-    views: of an image
-    gain: how many times faster than in training the teacher runs while the cache is built
-    disk_needed, disk_free, table, device_free: bytes; device_free is None on the CPU, where tables are read
-        from the file's mapping
-    """
-
-    asked: str
-    reads: frozenset[str]
-    earlier: str | None
-    left: float
-    epochs: int
-    views: int
-    gain: float
-    disk_needed: int
-    disk_free: int
-    table: int
-    device_free: int | None
-
-
-def unstored(reads: frozenset[str]) -> list[str]:
-    """Those of the fields that no cache holds."""
-    return sorted(reads - set(FIELDS))
-
-
-def decide(s: Situation) -> tuple[bool, str]:
-    """Whether to use the cache, and why, in words."""
-    fits = s.device_free is None or s.table + HEADROOM <= s.device_free
-    # The teacher's work in passes over the training set, at its speed in training.
-    build = s.left * s.views / s.gain
-    costs = f"building costs {build:.0f} epochs of the teacher's work, training without it {s.epochs}"
-    if unstored(s.reads):
-        return False, f"live teacher: {', '.join(unstored(s.reads))} are read, and feature maps are not stored"
-    if not s.reads:
-        return False, "not needed: nothing of the teacher is read"
-    if s.asked == "on":
-        return True, "complete" if s.left == 0 else "asked for"
-    if s.earlier is not None:
-        return s.earlier == "cache", f"as this run began ({s.earlier})"
-    if not fits:
-        return False, (f"live teacher: the device has {_size(s.device_free)} free, the cache needs {_size(s.table)} "
-                       f"and {_size(HEADROOM)} are left to training")
-    if s.left == 0:
-        return True, "complete"
-    if s.disk_needed > s.disk_free:
-        return False, (f"live teacher: the cache needs {_size(s.disk_needed)} more on the disk, "
-                       f"{_size(s.disk_free)} are free")
-    if build >= s.epochs:
-        return False, f"live teacher: {costs}"
-    return True, f"pays: {costs}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where a run's teacher outputs will come from.
-
-    cache: None for the live teacher
-    facts: for the run's record and first lines, empty with `--teacher_cache off`
-    precision: of the live teacher; a cache is built in float32 whatever the run's
-    """
-
-    teacher: Classifier
-    reads: frozenset[str]
-    cache: Cache | None
-    facts: dict[str, str]
-    batch_size: int
-    precision: Precision = FLOAT32
-
-    def open(self, views: TrainViews, stop: Callable[[], None]) -> Callable[[Batch], Outputs]:
-        """batch -> the outputs that are read; builds the cache first where it is not complete.
-
-        Raises as Cache.ensure, and what `stop` raises.
-        """
-        if self.cache is None:
-            return LiveTeacher(self.teacher, self.reads, self.precision)
-        fields, device = sorted(self.reads), views.labels.device
-        self.cache.ensure(fields, self.teacher, views, self.batch_size, stop)
-        tables = {name: self.cache.table(name) for name in fields}
-        free = _device_free(device)
-        if free is not None:
-            if self.cache.bytes(*fields) + HEADROOM <= free:
-                tables = {name: table.to(device) for name, table in tables.items()}
-            else:
-                print(f"the teacher cache stays on the host: the device has {_size(free)} free", flush=True)
-        return CachedTeacher(tables, views.flip)
-
-
-def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozenset[str],
-         device: torch.device, precision: Precision, run) -> Plan:
-    """Choose by `--teacher_cache`; the choice is written to options.teacher_source, so that a run that is gone on
-    with keeps it.
-
-    probe: the teacher's outputs for any images, for their widths
-    reads: the fields that the objective reads
-    run: a Run, for the epochs that it still has to train and its earlier choice
-    Raises UsageError where `--ikd_means all` cannot have the cache that it needs.
-    """
-    use, cache, facts = False, None, {}
-    if options.teacher_cache != "off":
-        reason = None
-        if reads and not unstored(reads):
-            widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
-            cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
-        use, reason = decide(_situation(options, cache, reads, device, run))
-        where = f" ({options.cache_dtype}, {_size(cache.bytes(*reads))}, {cache.folder})" if use else ""
-        facts = {"cache": reason + where}
-    if options.ikd_means == "all" and not use:
-        raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
-                         f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "
-                         "that reads no feature maps, or --ikd_means epoch")
-    options.teacher_source = "cache" if use else "live"
-    batch_size = CUDA_BATCH if device.type == "cuda" else options.batch_size
-    return Plan(teacher, reads, cache if use else None, facts, batch_size, precision)
-
-
-def _situation(options, cache, reads, device, run):
-    # Means over all views exist in the cache alone: `auto` has no choice then.
-    asked = "on" if options.ikd_means == "all" else options.teacher_cache
-    fields = sorted(reads)
-    needed, free = cache.disk(fields) if cache else (0, 0)
-    return Situation(
-        asked, reads, run.earlier.get("teacher_source"), cache.left(fields) if cache else 1.0,
-        run.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, BUILD_GAIN[device.type], needed, free,
-        cache.bytes(*fields) if cache else 0, _device_free(device))
-
-
-def _device_free(device):
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
-def _size(count):
+def size(count: int) -> str:
+    """Bytes in words: '1.62 GB'."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 class _Progress:
-    """A line that says how far the build is: overwritten on a terminal, elsewhere a new one now and then."""
+    """A line that says how far the teacher is: overwritten on a terminal, elsewhere a new one now and then."""
 
-    def __init__(self, rows, first):
-        self.rows, self.first = rows, first
+    def __init__(self, rows):
+        self.rows = rows
         self.started = self.spoke = time.perf_counter()
         self.live = sys.stdout.isatty()
 
-    def show(self, row):
+    def show(self, done):
+        """done: of the rows, by this process and others."""
         now = time.perf_counter()
         if now - self.spoke < (0.5 if self.live else PAUSE):
             return
-        self.spoke, speed = now, (row - self.first) / (now - self.started)
-        line = (f"teacher cache {100 * row / self.rows:.1f}%  {row:,}/{self.rows:,} views  {speed:,.0f} views/s  "
-                f"{clock((self.rows - row) / speed)} left")
+        self.spoke, speed = now, max(done, 1) / (now - self.started)
+        line = (f"teacher cache {100 * done / self.rows:.1f}%  {done:,}/{self.rows:,} views  {speed:,.0f} views/s  "
+                f"{clock((self.rows - done) / speed)} left")
         print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
 
     def end(self):
-        seconds = time.perf_counter() - self.started
-        print(("\r\033[K" if self.live else "") + f"teacher cache complete: {self.rows - self.first:,} views in "
-              f"{clock(seconds)}, {(self.rows - self.first) / seconds:,.0f} views/s", flush=True)
+        if self.live:
+            print("\r\033[K", end="", flush=True)

@@ -7,7 +7,7 @@ from helper.loop import FLOAT32, LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
 from helper.precision import Precision
-from models import model_dict
+from models import Outputs, model_dict
 from tests import scripts
 
 BF16 = Precision(bf16=True)
@@ -28,7 +28,7 @@ def run_steps(precision, steps=6):
     losses = []
     for batch in images:
         meters = Meters(["ce"], torch.device("cpu"))
-        train_step(phase, Batch(batch, labels, None, None), meters)
+        train_step(phase, Batch(batch, labels, None, None), Outputs(), meters)
         losses.append(meters.read().loss)
     return losses, net.state_dict()
 

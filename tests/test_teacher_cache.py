@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,12 +19,13 @@ import train_student
 from dataset.views import views_of
 from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import DistillKL
-from helper import teacher_cache
+from helper import teacher_cache, teacher_plan
 from helper.errors import Interrupted, RunError, UsageError
 from helper.loop import LiveTeacher
 from helper.run import Run
 from helper.streams import stream
-from helper.teacher_cache import HEADROOM, Cache, CachedTeacher, Situation, decide, key_of
+from helper.teacher_cache import Cache, CachedTeacher, key_of
+from helper.teacher_plan import HEADROOM, Situation, decide
 from models import Outputs, model_dict
 
 CPU = torch.device("cpu")
@@ -55,15 +57,25 @@ def build(root, n=8, fields=("logits",), dtype="float32"):
     """What a process of the tests does: build the cache of make_teacher() on make_data(n)."""
     net = make_teacher()
     cache, views = make_cache(root, net, make_data(n), dtype)
-    cache.ensure(list(fields), net, views, BATCH, lambda: None)
+    fill(cache, list(fields), net, views)
     return cache
+
+
+def fill(cache, fields, net, views, rows=None, stop=lambda: None):
+    cache.prepare(fields, net, views, stop)
+    cache.fill(fields, rows, net, views, BATCH, stop)
+
+
+def count(cache, name="logits"):
+    """How many rows are on the disk."""
+    return int(cache.have(name).sum())
 
 
 def start_build(root, n, slow=0.0):
     """`build` in a process of its own that pauses `slow` seconds before each batch and records each."""
     code = ("import sys, time, torch; torch.set_num_threads(1)\n"
             "from helper import teacher_cache; from tests import test_teacher_cache as t\n"
-            "teacher_cache.SAVE_SECONDS = 0; write = teacher_cache.Cache._write\n"
+            "teacher_cache.SAVE_SECONDS, teacher_cache.BLOCK = 0, 2; write = teacher_cache.Cache._write\n"
             f"teacher_cache.Cache._write = lambda *a: (time.sleep({slow}), write(*a))[1]\n"
             f"t.build({str(root)!r}, {n})\n")
     return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], text=True,
@@ -74,7 +86,7 @@ def wait_for_rows(cache, rows, process):
     """Until that many rows are on the disk; returns how many there are."""
     deadline = time.monotonic() + 60
     while True:
-        done = cache.done().get("logits", 0)
+        done = count(cache)
         if done >= rows:
             return done
         assert process.poll() is None, process.communicate()[0]
@@ -102,7 +114,7 @@ def one_thread():
 def test_cached_outputs_are_the_live_ones(flip, dtype, tmp_path):
     data, net = make_data(3, flip), make_teacher()
     cache, views = make_cache(tmp_path, net, data, dtype)
-    cache.ensure(["logits", "pooled"], net, views, BATCH, lambda: None)
+    fill(cache, ["logits", "pooled"], net, views)
     assert cache.shape == (3, 162 if flip else 81)
     cached = CachedTeacher({name: cache.table(name) for name in WIDTHS}, flip)
     live = LiveTeacher(net, frozenset(WIDTHS))
@@ -125,13 +137,12 @@ def test_training_views_are_views_of_the_data():
         assert torch.equal(view.unique(), views_of(flip))
 
 
-def test_another_field_is_added_without_the_first(tmp_path, capsys):
+def test_another_field_is_added_without_the_first(tmp_path):
     path = Path(build(tmp_path, 2).folder)
     before = os.stat(path / "logits.bin").st_mtime_ns
     cache = build(tmp_path, 2, ("logits", "pooled"))
-    assert "pooled of 162 views" in capsys.readouterr().out
     assert os.stat(path / "logits.bin").st_mtime_ns == before
-    assert cache.done() == {"logits": 162, "pooled": 162}
+    assert (count(cache, "logits"), count(cache, "pooled")) == (162, 162)
 
 
 def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -141,47 +152,63 @@ def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def stop():
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 5:
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        cache.ensure(["logits"], net, views, BATCH, stop)
-    assert cache.done() == {"logits": 4 * BATCH}
+        fill(cache, ["logits"], net, views, stop=stop)
+    assert count(cache) == 4 * BATCH
     assert cache.left(["logits"]) == pytest.approx(1 - 4 * BATCH / 162)
     sizes = count_forwards(net, monkeypatch)
-    cache.ensure(["logits"], net, views, BATCH, lambda: None)
-    assert sizes == [BATCH] * 7  # 98 rows are left; the last batch reaches back to be a full one
+    cache.fill(["logits"], None, net, views, BATCH, lambda: None)
+    assert sizes == [BATCH] * 7  # 98 rows are left; the last batch is filled up to be a full one
     assert torch.equal(cache.table("logits"), build(tmp_path / "b", 2).table("logits"))
 
 
-def test_killed_build_goes_on_where_it_was(tmp_path, capsys):
+def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     net, data = make_teacher(), make_data(8)
-    cache, _ = make_cache(tmp_path / "a", net, data)
+    cache, views = make_cache(tmp_path / "a", net, data)
     process = start_build(tmp_path / "a", 8, slow=0.05)
     wait_for_rows(cache, 6 * BATCH, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    done = cache.done()["logits"]
+    done = count(cache)
     assert 6 * BATCH <= done < cache.rows
-    capsys.readouterr()
-    build(tmp_path / "a", 8)
-    output = capsys.readouterr().out
-    assert f"going on at {100 * done / cache.rows:.1f}%" in output
-    assert f"complete: {cache.rows - done:,} views" in output
+    sizes = count_forwards(net, monkeypatch)
+    cache.fill(["logits"], None, net, views, BATCH, lambda: None)
+    assert sum(sizes) < cache.rows - done + BATCH
     assert torch.equal(cache.table("logits"), build(tmp_path / "b", 8).table("logits"))
 
 
-def test_second_process_waits_and_uses_the_first_ones_cache(tmp_path, capsys):
-    net, data = make_teacher(), make_data(4)
-    cache, _ = make_cache(tmp_path / "a", net, data)
-    first = start_build(tmp_path / "a", 4, slow=0.1)
+def test_two_processes_share_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "BLOCK", 2)
+    net, data = make_teacher(), make_data(8)
+    cache, views = make_cache(tmp_path / "a", net, data)
+    first = start_build(tmp_path / "a", 8, slow=0.1)
     wait_for_rows(cache, BATCH, first)
-    build(tmp_path / "a", 4)
-    output = capsys.readouterr().out
-    assert "another process is building" in output and "building the teacher cache" not in output
-    assert cache.left(["logits"]) == 0
-    assert "complete: 324 views" in first.communicate(timeout=60)[0] and first.returncode == 0
-    assert torch.equal(cache.table("logits"), build(tmp_path / "b", 4).table("logits"))
+    sizes, seen = count_forwards(net, monkeypatch), count(cache)
+    fill(cache, ["logits"], net, views)
+    # 64 rows to compare what was there; then not the block of 162 rows that the first process was at, and which it
+    # waited for.
+    assert cache.left(["logits"]) == 0 and seen < 162 and 0 < sum(sizes) - 64 <= 3 * 176
+    assert first.communicate(timeout=60) and first.returncode == 0
+    assert torch.equal(cache.table("logits"), build(tmp_path / "b", 8).table("logits"))
+
+
+def test_it_grows_by_the_rows_that_are_asked_for(tmp_path, monkeypatch):
+    net, data = make_teacher(), make_data(4)
+    cache, views = make_cache(tmp_path / "a", net, data)
+    table, sizes = None, count_forwards(net, monkeypatch)
+    cache.prepare(["logits"], net, views, lambda: None)
+    table, whole = cache.table("logits").flatten(0, 1), build(tmp_path / "b", 4).table("logits").flatten(0, 1)
+    sizes.clear()
+    for rows, forwards in ([3, 80, 200], 1), ([3, 81, 200, 300], 1), ([80, 300], 0), (range(40), 3):
+        cache.fill(["logits"], np.array(rows), net, views, BATCH, lambda: None)
+        assert torch.equal(table[list(rows)], whole[list(rows)])  # seen through the mapping that was there before
+        assert sizes == [BATCH] * forwards
+        sizes.clear()
+    assert count(cache) == 4 + 40
+    assert not table[100:200].any()
 
 
 def damage_meta(folder):
@@ -193,10 +220,8 @@ def damage_key(folder):
     (folder / "meta.json").write_text(json.dumps(meta | {"key": "0" * 64}))
 
 
-def damage_rows(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["fields"]["logits"]["rows"] += 1
-    (folder / "meta.json").write_text(json.dumps(meta))
+def damage_marks(folder):
+    os.truncate(folder / "logits.have", 10)
 
 
 def damage_size(folder):
@@ -211,7 +236,7 @@ def remove_values(folder):
     (folder / "logits.bin").unlink()
 
 
-@pytest.mark.parametrize("damage", (damage_meta, damage_key, damage_rows, damage_size, damage_values, remove_values))
+@pytest.mark.parametrize("damage", (damage_meta, damage_key, damage_marks, damage_size, damage_values, remove_values))
 def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
     cache = build(tmp_path, 2)
     right = cache.table("logits").clone()
@@ -219,7 +244,7 @@ def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
     capsys.readouterr()
     build(tmp_path, 2)
     output = capsys.readouterr().out
-    assert "cannot be used" in output and "complete: 162 views" in output
+    assert "cannot be used" in output and cache.left(["logits"]) == 0
     assert torch.equal(cache.table("logits"), right)
 
 
@@ -256,7 +281,7 @@ def test_values_beyond_float16_are_refused(tmp_path):
     net.fc.weight.data *= 1e5
     cache, views = make_cache(tmp_path, net, make_data(2), "float16")
     with pytest.raises(RunError, match="--cache_dtype float32"):
-        cache.ensure(["logits"], net, views, BATCH, lambda: None)
+        fill(cache, ["logits"], net, views)
     assert cache.left(["logits"]) == 1
 
 
@@ -300,43 +325,50 @@ def test_class_sums_are_over_all_views(tmp_path):
 
 
 GB = 10**9
-BASE = Situation(asked="auto", reads=frozenset({"logits"}), earlier=None, left=1.0, epochs=240, views=162, gain=1.0,
-                 disk_needed=2 * GB, disk_free=9 * GB, table=2 * GB, device_free=None)
+BASE = Situation(asked="auto", reads=frozenset({"logits"}), earlier=None, left=1.0, epochs=240, views=162,
+                 disk_needed=2 * GB, disk_free=9 * GB, table=2 * GB, device_free=80 * GB)
+ON_CPU = {"device_free": None}
 
 
-@pytest.mark.parametrize(("change", "use", "why"), (
-    ({}, True, "pays: building costs 162 .* 240"),
-    ({"epochs": 162}, False, "building costs 162 .* 162"),
-    ({"epochs": 163}, True, "pays"),
-    ({"epochs": 100, "gain": 2.0}, True, "pays: building costs 81"),
-    ({"epochs": 60, "left": 0.25}, True, "pays"),
-    ({"views": 81, "epochs": 80}, False, "building costs 81"),
-    ({"epochs": 1, "left": 0.0, "disk_needed": 0, "disk_free": 0}, True, "complete"),
-    ({"disk_free": GB}, False, "needs 2.00 GB more on the disk, 1.00 GB"),
-    ({"device_free": 2 * GB + HEADROOM}, True, "pays"),
-    ({"device_free": 2 * GB + HEADROOM - 1}, False, "the device has"),
-    ({"device_free": GB, "left": 0.0}, False, "the device has"),
-    ({"device_free": GB, "asked": "on"}, True, "asked for"),
-    ({"asked": "on", "epochs": 1}, True, "asked for"),
-    ({"asked": "on", "reads": frozenset({"logits", "stages"})}, False, "stages are read"),
-    ({"reads": frozenset({"stem", "stages"}), "left": 0.0}, False, "stages, stem are read"),
-    ({"reads": frozenset({"logits", "pooled"})}, True, "pays"),
-    ({"reads": frozenset()}, False, "nothing of the teacher"),
-    ({"earlier": "live", "left": 0.0}, False, "as this run began"),
-    ({"earlier": "cache", "epochs": 1}, True, "as this run began"),
+@pytest.mark.parametrize(("change", "source", "why"), (
+    ({}, "complete", "pays: building costs 81 .* 240"),
+    ({"epochs": 81}, "live", "building costs 81 .* 81"),
+    ({"epochs": 82}, "complete", "pays"),
+    ({"epochs": 30, "left": 0.25}, "complete", "pays"),
+    ({"views": 81, "epochs": 40}, "live", "building costs 40"),
+    ({"epochs": 1, "left": 0.0, "disk_needed": 0, "disk_free": 0}, "complete", "complete"),
+    ({"disk_free": GB}, "live", "needs 2.00 GB more on the disk, 1.00 GB"),
+    ({"device_free": 2 * GB + HEADROOM}, "complete", "pays"),
+    ({"device_free": 2 * GB + HEADROOM - 1}, "live", "the device has"),
+    ({"device_free": GB, "left": 0.0}, "live", "the device has"),
+    ({"device_free": GB, "asked": "on"}, "complete", "asked for"),
+    ({"asked": "on", "epochs": 1}, "complete", "asked for"),
+    ({"asked": "on", "reads": frozenset({"logits", "stages"})}, "live", "stages are read"),
+    ({"reads": frozenset({"stem", "stages"}), "left": 0.0}, "live", "stages, stem are read"),
+    ({"reads": frozenset({"logits", "pooled"})}, "complete", "pays"),
+    ({"reads": frozenset()}, "live", "nothing of the teacher"),
+    ({"earlier": "live", "left": 0.0}, "live", "as this run began"),
+    ({"earlier": "cache", "epochs": 1}, "complete", "as this run began"),
+    ({"epochs": 1} | ON_CPU, "grow", r"grows by .* \(0% of all are there\)"),
+    ({"epochs": 1, "left": 0.25} | ON_CPU, "grow", r"\(75% of all are there\)"),
+    ({"left": 0.0} | ON_CPU, "complete", "complete"),
+    ({"disk_free": GB} | ON_CPU, "live", "on the disk"),
+    ({"earlier": "live"} | ON_CPU, "live", "as this run began"),
+    ({"earlier": "cache"} | ON_CPU, "grow", "grows"),
+    ({"asked": "on"} | ON_CPU, "complete", "asked for"),
 ))
-def test_decision(change, use, why):
-    assert decide(BASE._replace(**change))[0] == use
+def test_decision(change, source, why):
+    assert decide(BASE._replace(**change))[0] == source
     assert re.search(why, decide(BASE._replace(**change))[1])
 
 
 def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
     net, data = make_teacher(), make_data(2)
     cache, views = make_cache(tmp_path, net, data)
-    plan = teacher_cache.Plan(net, frozenset({"logits"}), cache, {}, BATCH)
+    plan = teacher_plan.Plan(net, frozenset({"logits"}), "complete", cache, {}, BATCH)
     batch = views.batch(torch.arange(2), torch.tensor([4, 160]))
     for free, stays in ((HEADROOM + cache.bytes("logits") - 1, True), (HEADROOM + cache.bytes("logits"), False)):
-        monkeypatch.setattr(teacher_cache, "_device_free", lambda device, free=free: free)
+        monkeypatch.setattr(teacher_plan, "_device_free", lambda device, free=free: free)
         outputs = plan.open(views, lambda: None)(batch)
         assert ("stays on the host" in capsys.readouterr().out) == stays
         assert torch.equal(outputs.logits, cache.table("logits")[[0, 1], [2, 80]])
@@ -386,7 +418,7 @@ def live(runs):
 def test_run_with_float32_cache_is_bit_equal(runs, live, capsys):
     state, lines, args = runs("float32", "--teacher_cache", str(runs.root / "cache"), "--cache_dtype", "float32")
     assert "asked for (float32" in args["facts"]["cache"] and args["settings"]["teacher_source"] == "cache"
-    assert "complete: 3,240 views" in capsys.readouterr().out
+    assert "logits of 3,240 views" in capsys.readouterr().out
     assert all(torch.equal(state[key], live[0][key]) for key in state)
     assert torch.equal(losses(lines), losses(live[1]))
 
@@ -416,6 +448,20 @@ def test_means_over_all_views_need_the_cache(runs):
         runs("refused", "--ikd_means", "all", "--avg", "0")
 
 
+@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_run_with_a_growing_cache(dtype, runs, live):
+    """In float32 the very bits of the live teacher; a second run computes nothing anew, and ends alike."""
+    flags = ("--teacher_cache", "auto", "--cache_dtype", dtype, "--cache_dir", str(runs.root / f"grows{dtype}"))
+    state, lines, args = runs(f"grows{dtype}", *flags)
+    assert "grows by the views that each epoch shows (0%" in args["facts"]["cache"]
+    assert torch.equal(losses(lines), losses(live[1])) == (dtype == "float32")
+    if dtype == "float32":
+        assert all(torch.equal(state[key], live[0][key]) for key in state)
+    again, _, args = runs(f"again{dtype}", *flags)
+    assert re.search(r"shows \([1-9]\d?% of all", args["facts"]["cache"])
+    assert all(torch.equal(state[key], again[key]) for key in state)
+
+
 def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
     elsewhere = str(runs.root / "elsewhere")
     end_epoch = Run.end_epoch
@@ -426,6 +472,9 @@ def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "end_epoch", end_then_stop)
+        # No room for a cache: the live teacher teaches.
+        usage = teacher_cache.shutil.disk_usage(runs.root)
+        patch.setattr(teacher_cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
         with pytest.raises(Interrupted):
             runs("kept", "--teacher_cache", "auto", "--cache_dir", elsewhere)
     there = str(runs.root / "cache")

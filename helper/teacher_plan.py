@@ -1,0 +1,219 @@
+"""Where a run's teacher outputs come from: the live teacher, a complete cache, or one that grows."""
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataset import Batch, Data, EvalImages, TrainViews
+from helper.errors import UsageError
+from helper.fields import tensors
+from helper.files import write_json
+from helper.loop import FLOAT32, Evaluation, LiveTeacher, evaluate
+from helper.precision import Precision
+from helper.teacher_cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
+from models import Classifier, Outputs
+
+# Views in a batch of the build on a GPU: enough to fill it. On the CPU larger batches than a run's gain nothing.
+CUDA_BATCH = 4096
+# How many times faster than in training's batches the teacher runs in the build's on a GPU: cautious, not measured.
+BUILD_GAIN = 2.0
+# Images on which the teacher works at once on a GPU, and the part of the free memory that its outputs may take.
+AHEAD, MEMORY_AHEAD = 1024, 0.1
+# What the cache leaves free on a GPU, for the images, the nets and their activations.
+HEADROOM = 4 * 2**30
+
+
+class Situation(NamedTuple):
+    """What the choice between a cache and the live teacher depends on.
+
+    asked: "on" or "auto"
+    reads: the fields of the teacher that the run reads
+    earlier: "cache" or "live", what the run that goes on here had chosen; None for a new run
+    left: the part of the cache that is still to be built, 0 to 1
+    epochs: those still to train
+    views: of an image
+    disk_needed, disk_free, table, device_free: bytes; device_free is None on the CPU, where tables are read
+        from the file's mapping
+    """
+
+    asked: str
+    reads: frozenset[str]
+    earlier: str | None
+    left: float
+    epochs: int
+    views: int
+    disk_needed: int
+    disk_free: int
+    table: int
+    device_free: int | None
+
+
+def unstored(reads: frozenset[str]) -> list[str]:
+    """Those of the fields that no cache holds."""
+    return sorted(reads - set(FIELDS))
+
+
+def decide(s: Situation) -> tuple[str, str]:
+    """"live", "complete" (build what is missing first) or "grow" (add what each epoch shows), and why, in words.
+
+    Growing costs no more than the live teacher, since a view is computed when it is first needed and never again;
+    on a GPU, where an epoch may take less than a second, it would wait for the disk.
+    """
+    on_cpu = s.device_free is None
+    fits = on_cpu or s.table + HEADROOM <= s.device_free
+    # The teacher's work in passes over the training set, at its speed in training.
+    build = s.left * s.views / BUILD_GAIN
+    costs = f"building costs {build:.0f} epochs of the teacher's work, training without it {s.epochs}"
+    if unstored(s.reads):
+        return "live", f"live teacher: {', '.join(unstored(s.reads))} are read, and feature maps are not stored"
+    if not s.reads:
+        return "live", "not needed: nothing of the teacher is read"
+    if s.asked == "on":
+        return "complete", "complete" if s.left == 0 else "asked for"
+    if s.earlier == "live":
+        return "live", "as this run began (live)"
+    if not fits and s.earlier is None:
+        return "live", (f"live teacher: the device has {size(s.device_free)} free, the cache needs {size(s.table)} "
+                        f"and {size(HEADROOM)} are left to training")
+    if s.left == 0:
+        return "complete", "complete"
+    if s.disk_needed > s.disk_free:
+        return "live", (f"live teacher: the cache needs {size(s.disk_needed)} more on the disk, "
+                        f"{size(s.disk_free)} are free")
+    if on_cpu:
+        return "grow", f"grows by the views that each epoch shows ({100 * (1 - s.left):.0f}% of all are there)"
+    if s.earlier == "cache":
+        return "complete", "as this run began (cache)"
+    if build >= s.epochs:
+        return "live", f"live teacher: {costs}"
+    return "complete", f"pays: {costs}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a run's teacher outputs will come from.
+
+    source: "live", "complete" or "grow"; cache: None for "live"
+    facts: for the run's record and first lines, empty with `--teacher_cache off`
+    precision: of the teacher; with a cache it runs in float32 whatever the run's
+    """
+
+    teacher: Classifier
+    reads: frozenset[str]
+    source: str
+    cache: Cache | None
+    facts: dict[str, str]
+    batch_size: int
+    precision: Precision = FLOAT32
+
+    def open(self, views: TrainViews, stop: Callable[[], None]) -> Callable[[Batch], Outputs]:
+        """batch -> the outputs that are read; fills the cache first where it is to be complete.
+
+        Raises as Cache.prepare and Cache.fill, and what `stop` raises.
+        """
+        if self.source == "live":
+            return LiveTeacher(self.teacher, self.reads, self.precision)
+        fields, device, cache = sorted(self.reads), views.labels.device, self.cache
+        cache.prepare(fields, self.teacher, views, stop)
+
+        def fill(rows):
+            cache.fill(fields, rows, self.teacher, views, self.batch_size, stop)
+
+        if self.source == "grow":
+            def fill_epoch(plan):
+                order, view = (x.numpy() for x in plan)
+                fill(np.sort(order * cache.shape[1] + (view if views.flip else view // 2)))
+
+            return CachedTeacher({name: cache.table(name) for name in fields}, views.flip, fill_epoch)
+        if cache.left(fields) > 0:
+            print(f"filling the teacher cache {cache.folder}: {' and '.join(fields)} of {cache.rows:,} views, "
+                  f"{size(cache.bytes(*fields))}, in {cache.arithmetic}; "
+                  f"{100 * (1 - cache.left(fields)):.1f}% are there", flush=True)
+            fill(None)
+        tables = {name: cache.table(name) for name in fields}
+        free = _device_free(device)
+        if free is not None:
+            if cache.bytes(*fields) + HEADROOM <= free:
+                tables = {name: table.to(device) for name, table in tables.items()}
+            else:
+                print(f"the teacher cache stays on the host: the device has {size(free)} free", flush=True)
+        return CachedTeacher(tables, views.flip)
+
+
+def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozenset[str],
+         device: torch.device, precision: Precision, run) -> Plan:
+    """Choose by `--teacher_cache`; the choice is written to options.teacher_source, so that a run that is gone on
+    with keeps it.
+
+    probe: the teacher's outputs for any images, for their widths
+    reads: the fields that the objective reads
+    run: a Run, for the epochs that it still has to train and its earlier choice
+    Raises UsageError where `--ikd_means all` cannot have the cache that it needs.
+    """
+    source, cache, facts = "live", None, {}
+    if options.teacher_cache != "off":
+        if reads and not unstored(reads):
+            widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
+            cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
+        source, reason = decide(_situation(options, cache, reads, device, run))
+        stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
+        facts = {"cache": reason + stored}
+    if options.ikd_means == "all" and source == "live":
+        raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
+                         f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "
+                         "that reads no feature maps, or --ikd_means epoch")
+    options.teacher_source = "live" if source == "live" else "cache"
+    batch_size = CUDA_BATCH if device.type == "cuda" else options.batch_size
+    return Plan(teacher, reads, source, None if source == "live" else cache, facts, batch_size,
+                precision if source == "live" else FLOAT32)
+
+
+def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precision, folder: str) -> Evaluation:
+    """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on."""
+    device = test.labels.device
+    key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,
+                      precision, arithmetic(device), device.type, torch.__version__)
+    path = os.path.join(folder, "accuracy", f"{teacher.name}_{data.name}_{key[:16]}.json")
+    # Not there yet, or damaged.
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError), open(path) as file:
+        return Evaluation(**json.load(file))
+    accuracy = evaluate(teacher, test, precision)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
+    write_json(path, accuracy._asdict())
+    return accuracy
+
+
+def batches_ahead(probe: Outputs, reads: frozenset[str], batch_size: int, device: torch.device) -> int:
+    """On how many batches the teacher works at once: 1 on the CPU, where larger batches gain nothing; on a GPU
+    as many as make AHEAD images, fewer where what is read of the teacher would take much of the memory.
+
+    probe: the teacher's outputs for some images, for their sizes
+    """
+    if device.type == "cpu" or not reads:
+        return 1
+    image = 4 * sum(f[0].numel() for f in tensors(getattr(probe, name) for name in reads))
+    memory = int(MEMORY_AHEAD * torch.cuda.mem_get_info(device)[0])
+    return max(1, min(AHEAD, memory // image) // batch_size)
+
+
+def _situation(options, cache, reads, device, run):
+    # Means over all views exist in a complete cache alone: `auto` has no choice then.
+    asked = "on" if options.ikd_means == "all" else options.teacher_cache
+    fields = sorted(reads)
+    needed, free = cache.disk(fields) if cache else (0, 0)
+    return Situation(
+        asked, reads, run.earlier.get("teacher_source"), cache.left(fields) if cache else 1.0,
+        run.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
+        cache.bytes(*fields) if cache else 0, _device_free(device))
+
+
+def _device_free(device):
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
