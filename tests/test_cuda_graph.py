@@ -1,0 +1,163 @@
+"""A captured step, held against the plain one.
+
+The tests need no CUDA, so the capture is one of the CPU: it records every operation of a step with the tensors that it
+reads and writes, and repeats those. As a CUDA graph, it knows fixed addresses alone, and no Python value that has
+changed since."""
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import dataset
+from distiller_zoo import METHODS, Setup, Term
+from helper import cuda_graph
+from helper.cli import student_options
+from helper.cuda_graph import CapturedSteps, is_captured
+from helper.errors import UsageError
+from helper.loop import LiveTeacher, Phase, lessons, set_rate, train_step
+from helper.meters import Meters
+from helper.objective import CrossEntropy, Objective, student_objective
+from models import model_dict
+from tests.test_resume import assert_same
+
+CPU = torch.device("cpu")
+BATCHES, BATCH, LAST = 3, 4, 3
+
+
+class Recording(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+
+def record(step):
+    """In the place of cuda_capture. The recorded run is itself the first step, so the first replay does nothing."""
+    recording, fresh = Recording(), [True]
+    with recording:
+        step()
+
+    @torch.no_grad()
+    def replay():
+        if fresh.pop() if fresh else False:
+            return
+        for function, args, kwargs, result in recording.calls:
+            again = function(*args, **kwargs)
+            for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(place, torch.Tensor) and place is not value:
+                    place.copy_(value)
+
+    return replay
+
+
+def views_of_digits(n):
+    digits = dataset.load("digits", "")
+    few = dataset.Split(digits.train.images[:n], digits.train.labels[:n])
+    return dataset.TrainViews(dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few), CPU)
+
+
+def train(method, take_by, epochs=3, ahead=1):
+    """A student's, its objective's and its meters' states after some epochs of BATCHES + 1 batches."""
+    torch.manual_seed(0)
+    views = views_of_digits(BATCHES * BATCH + LAST)
+    student, teacher = (model_dict[name](num_classes=10) for name in ("resnet8", "resnet8"))
+    options = student_options(["--path_t", "t", "--distill", method, "--avg", "2", "--learning_rate", "0.01"])
+    with torch.no_grad():
+        outputs = [net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher)]
+    setup = Setup(*outputs, student.name, teacher.name, views.labels, 10)
+    built = METHODS[method](setup, options)
+    stage = built.stage(student)
+    objective = Objective({stage.name: stage.term}) if stage else student_objective(built, setup, options)
+    trained = [*student.feature_parameters(), *built.parameters()] if stage else [
+        *student.parameters(), *objective.parameters()]
+    # The fused kernel takes its rate from a tensor, as the one of CUDA does.
+    optimizer = torch.optim.SGD([p.requires_grad_() for p in trained], lr=0.01, momentum=0.9, fused=True)
+    phase = Phase("train", student, LiveTeacher(teacher, objective.reads), objective, optimizer, None, epochs,
+                  ahead=ahead)
+    take, meters, read = take_by(phase), Meters(list(objective.terms), CPU), []
+    for epoch in range(1, epochs + 1):
+        set_rate(optimizer, 0.01 / epoch)
+        objective.start_epoch(epoch, torch.Generator().manual_seed(epoch))
+        student.train(objective.reads_student)
+        meters.reset()
+        plan = dataset.epoch_plan(len(views), False, 0, "1", "train", epoch)
+        for batch, outputs in lessons(phase, views, plan, BATCH):
+            take(phase, batch, outputs, meters)
+        read.append(meters.read(objective.reads_student))
+        objective.end_epoch(epoch)
+    held = [[list(a.losses.items()), a.loss, str(a.top1)] for a in read]
+    return {"net": student.state_dict(), "objective": objective.state_dict(), "meters": held}, take
+
+
+CAPTURABLE = [name for name, method in METHODS.items() if method.uncapturable is None]
+
+
+@pytest.mark.parametrize("method", CAPTURABLE)
+def test_a_captured_step_is_the_plain_one(method, monkeypatch):
+    """Bit for bit, over epochs of full batches and a last smaller one, in and after the epoch that IKD collects in."""
+    monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 1)
+    plain, _ = train(method, lambda phase: train_step, epochs=4)
+    captured, steps = train(method, lambda phase: CapturedSteps(train_step, phase, record), epochs=4)
+    assert_same(plain, captured)
+    # After the first epoch, in which there is one small batch, IKD's mode is another.
+    with_ikd = "ikd" in plain["meters"][0][0][-1]
+    assert sorted(size for size, _ in steps.graphs) == [LAST] + [BATCH] * (1 + with_ikd)
+
+
+def test_methods_say_why_they_are_not_captured():
+    assert set(METHODS) - set(CAPTURABLE) == {"crd", "kdsvd"}
+    objective = Objective({"ce": CrossEntropy()})
+    assert is_captured("auto", objective, torch.device("cuda")) == (True, {"step": "one CUDA graph"})
+    assert is_captured("off", objective, torch.device("cuda")) == (False, {"step": "eager"})
+    assert is_captured("auto", objective, CPU) == (False, {})
+    with pytest.raises(UsageError, match="CUDA devices alone"):
+        is_captured("on", objective, CPU)
+
+    class Draws(Term):
+        uncapturable = "draws"
+
+    drawing = Objective({"ce": CrossEntropy(), "mine": Draws()})
+    assert is_captured("auto", drawing, torch.device("cuda")) == (False, {"step": "eager: mine draws"})
+    with pytest.raises(UsageError, match="mine draws"):
+        is_captured("on", drawing, torch.device("cuda"))
+
+
+def test_where_a_capture_fails_training_goes_on_eagerly(capsys):
+    def fails(step):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    plain, _ = train("kd", lambda phase: train_step)
+    other, steps = train("kd", lambda phase: CapturedSteps(train_step, phase, fails))
+    assert_same(plain, other)
+    said = capsys.readouterr().out.splitlines()
+    assert said and all("captured (operation not permitted when stream is capturing)" in line for line in said)
+    assert not steps.graphs
+
+
+@pytest.mark.parametrize("method", ["kd", "attention"])
+def test_a_teacher_that_works_ahead_says_the_same(method):
+    """On several batches at once, of feature maps and of logits; float32 differs in the last bits at most."""
+    plain, _ = train(method, lambda phase: train_step)
+    ahead, _ = train(method, lambda phase: train_step, ahead=4)
+    for key, value in plain["net"].items():
+        torch.testing.assert_close(ahead["net"][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_lessons_are_the_batches_of_the_plan_whatever_is_ahead():
+    views = views_of_digits(BATCHES * BATCH + LAST)
+    plan = dataset.epoch_plan(len(views), False, 0, "1", "train", 1)
+    teacher = LiveTeacher(model_dict["resnet8"](num_classes=10), frozenset({"logits", "stages"}))
+    seen = {}
+    for ahead in (1, 3):
+        phase = Phase("train", None, teacher, None, None, None, 1, ahead=ahead)
+        seen[ahead] = list(lessons(phase, views, plan, BATCH))
+    assert [len(batch.labels) for batch, _ in seen[3]] == [BATCH] * BATCHES + [LAST]
+    for (batch, outputs), (other, others) in zip(seen[1], seen[3], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert len(outputs.stages) == 3 and outputs.pooled is None
+        for a, b in zip((outputs.logits, *outputs.stages), (others.logits, *others.stages), strict=True):
+            torch.testing.assert_close(a, b)
