@@ -2,7 +2,7 @@
 
 python scripts/bench.py                       # resnet32x4 -> resnet8x4, dkd+IKD, batches of 64
 python scripts/bench.py --write               # and put the tables into docs/performance.md
-python scripts/bench.py --profile             # the ten most expensive operators, before and after
+python scripts/bench.py --compile             # with a row for --compile, which takes minutes to compile
 
 Images and weights are random, so nothing has to be there. Every variant lives in a process of its own, and
 they take turns, a few steps each, so that a drift of the machine's speed meets all alike; the figure
@@ -17,6 +17,7 @@ import resource
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,15 @@ from dataset.cifar100 import MEAN, STD
 from dataset.views import views_of
 from distiller_zoo import METHODS, Setup
 from helper.cli import student_options
+from helper.cuda_graph import CapturedSteps, side_stream
 from helper.flags import positive_int
-from helper.loop import LiveTeacher, Phase, sgd, train_step
+from helper.loop import LiveTeacher, Phase, lessons, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
 from helper.precision import Precision
 from helper.teacher_cache import CachedTeacher
+from helper.teacher_plan import batches_ahead
+from helper.trials import share
 from models import model_dict
 
 IMAGES = 1000
@@ -52,6 +56,8 @@ class Variant:
     channels_last: bool = False
     bf16: bool = False
     published: bool = False
+    captured: bool = False
+    compiled: bool = False
 
 
 VARIANTS = [
@@ -63,6 +69,20 @@ VARIANTS = [
     Variant("ours, cached teacher, channels_last", cached=True, channels_last=True),
     Variant("ours, cached teacher, channels_last, bf16", cached=True, channels_last=True, bf16=True),
 ]
+
+
+CACHED = next(variant for variant in VARIANTS if variant.cached)
+CAPTURED = [
+    Variant("ours, live teacher, channels_last, bf16, one CUDA graph", channels_last=True, bf16=True, captured=True),
+    Variant("ours, cached teacher, one CUDA graph", cached=True, captured=True),
+    Variant("ours, cached teacher, channels_last, bf16, one CUDA graph", True, True, True, captured=True),
+]
+COMPILED = Variant("ours, cached teacher, channels_last, bf16, compiled", True, True, True, compiled=True)
+
+
+def variants_of(a) -> list[Variant]:
+    """The rows of the comparison on a device."""
+    return VARIANTS + CAPTURED * (a.device == "cuda") + [COMPILED] * a.compile
 
 
 def random_data(classes: int) -> dataset.Data:
@@ -83,7 +103,7 @@ def our_steps(variant: Variant, a, device: torch.device):
         outputs = [net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher)]
     setup = Setup(*outputs, student.name, teacher.name, data.train.labels, a.classes)
     objective = student_objective(METHODS["dkd"](setup, options), setup, options).to(device)
-    precision = Precision(variant.bf16, variant.channels_last)
+    precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
     precision.prepare(student.to(device)).train()
     if variant.cached:
         table = torch.randn(IMAGES, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
@@ -91,16 +111,19 @@ def our_steps(variant: Variant, a, device: torch.device):
     else:
         source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
     phase = Phase("train", student, source, objective, sgd(student.parameters(), options), None, 1,
-                  precision=precision)
+                  precision=precision, ahead=batches_ahead(setup.teacher, objective.reads, a.batch_size, device))
     views, meters, epoch = dataset.TrainViews(data, device), Meters(list(objective.terms), device), 0
-    while True:
-        epoch += 1
-        phase.objective.start_epoch(epoch, torch.Generator(device))
-        for batch in views.batches(dataset.epoch_plan(IMAGES, True, 0, "1", "train", epoch), a.batch_size):
-            if len(batch.labels) == a.batch_size:
-                train_step(phase, batch, meters)
-                yield
-        phase.objective.end_epoch(epoch)
+    take, where = (CapturedSteps(train_step, phase), side_stream) if variant.captured else (train_step, nullcontext)
+    with where():
+        while True:
+            epoch += 1
+            phase.objective.start_epoch(epoch, torch.Generator(device))
+            plan = dataset.epoch_plan(IMAGES, True, 0, "1", "train", epoch)
+            for batch, outputs in lessons(phase, views, plan, a.batch_size):
+                if len(batch.labels) == a.batch_size:
+                    take(phase, batch, outputs, meters)
+                    yield
+            phase.objective.end_epoch(epoch)
 
 
 class RandomImages(torch.utils.data.Dataset):
@@ -176,9 +199,11 @@ def synchronise(device):
         torch.cuda.synchronize(device)
 
 
-def worker(pipe, variant, a):
+def worker(pipe, variant, a, threads=None):
     """Take turns: receive a number of steps, answer with seconds a step and the peak memory in MiB."""
     torch.manual_seed(0)
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = torch.device(a.device)
     steps = steps_of(variant, a, device)
     for number in iter(pipe.recv, None):
@@ -218,6 +243,30 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
     for process in processes:
         process.join()
     return {v.name: (statistics.median(turns[v.name]), turns[v.name, "peak"]) for v in variants}
+
+
+def trial_seconds(variant, a, count, threads) -> float:
+    """Seconds a step of one trial, of `count` trials that run at once in processes of so many threads each: the
+    median over turns of the time until all have made their steps, over the steps of all."""
+    context = multiprocessing.get_context("spawn")
+    team = []
+    for _ in range(count):
+        pipe, end = context.Pipe()
+        team.append((pipe, context.Process(target=worker, args=(end, variant, a, threads))))
+        team[-1][1].start()
+    turns = []
+    for turn in range(-1, a.turns):
+        steps = a.steps if turn >= 0 else IMAGES // a.batch_size + 3
+        started = time.perf_counter()
+        for pipe, _ in team:
+            pipe.send(steps)
+        for pipe, _ in team:
+            pipe.recv()
+        turns.append((time.perf_counter() - started) / (steps * count))
+    for pipe, process in team:
+        pipe.send(None)
+        process.join()
+    return statistics.median(turns[1:])
 
 
 def rate_of(device, dtype) -> float:
@@ -265,9 +314,10 @@ def table(results, a, device) -> str:
     rates = {False: rate_of(device, torch.float32), True: rate_of(device, torch.bfloat16)}
     bandwidth = bandwidth_of(device)
     base = results[VARIANTS[0].name][0]
+    variants = variants_of(a)
     rows = ["| step | ms a step | images/s | s an epoch of 50,000 | ratio | peak MiB | floor, ms |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for variant in VARIANTS:
+    for variant in variants:
         seconds, peak = results[variant.name]
         rows.append(f"| {variant.name} | {1000 * seconds:.1f} | {a.batch_size / seconds:,.0f} | "
                     f"{50000 / a.batch_size * seconds:.1f} | {base / seconds:.2f} | {peak:,.0f} | "
@@ -284,9 +334,46 @@ def growth(a) -> str:
     rows = ["| classes | batch | ms a step | images/s |", "| ---: | ---: | ---: | ---: |"]
     for classes, batch_size in ((100, 64), (1000, 64), (100, 16), (100, 256)):
         case = argparse.Namespace(**vars(a) | {"classes": classes, "batch_size": batch_size})
-        variant = next(v for v in VARIANTS if v.cached)
-        ((seconds, _),) = compare([variant], case).values()
+        ((seconds, _),) = compare([CACHED], case).values()
         rows.append(f"| {classes} | {batch_size} | {1000 * seconds:.1f} | {batch_size / seconds:,.0f} |")
+    return "\n".join(rows) + "\n"
+
+
+def trials_table(a) -> str:
+    """What a trial's step costs when several trials run at once as `--trials` runs them, and as it does not."""
+    rows = ["| trials | how | ms a trial's step | ratio |", "| ---: | --- | ---: | ---: |"]
+    threads, fast, base = torch.get_num_threads(), VARIANTS[-1], None
+    for count in (1, 2, 4, 8):
+        at_once, each = share(count, a.device)
+        if at_once < count:
+            rows.append(f"| {count} | {at_once} at a time, as above | | |")
+            continue
+        ways = [(f"processes of {each} threads", each)] if count > 1 else []
+        # All threads in each process, which alone would give the bits of a lone run of all threads.
+        ways += [(f"processes of {threads} threads", threads)] if each != threads or count == 1 else []
+        for name, of_each in ways:
+            seconds = trial_seconds(fast, a, count, of_each)
+            base = base or seconds
+            rows.append(f"| {count} | {name} | {1000 * seconds:.1f} | {base / seconds:.2f} |")
+    return "\n".join(rows) + "\n"
+
+
+def epochs_table(results, a) -> str:
+    """Hours of whole runs on 50,000 images, computed from the measured steps: all but the teacher's work grows with
+    the epochs; a cache holds it down to one pass over each view."""
+    def hours(passes_of_teacher, epochs):
+        return (teacher * passes_of_teacher + cached * epochs) * 50000 / a.batch_size / 3600
+
+    cached = results[CACHED.name][0]
+    live, published = results[VARIANTS[1].name][0], results[VARIANTS[0].name][0]
+    teacher, views = live - cached, len(views_of(True))
+    rows = ["| epochs | published style | live teacher | growing cache, first run | growing cache, later runs of the "
+            "trial | complete cache, with its build |", "| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for epochs in (20, 60, 240):
+        seen = views * (1 - (1 - 1 / views) ** epochs)
+        cells = [published * epochs * 50000 / a.batch_size / 3600, hours(epochs, epochs), hours(seen, epochs),
+                 hours(0, epochs), hours(views, epochs)]
+        rows.append(f"| {epochs} | " + " | ".join(f"{x:.1f} h" for x in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -299,8 +386,9 @@ def machine(device) -> str:
     return f"{names[0]}, {torch.get_num_threads()} threads"
 
 
-def profile(a, device):
-    """Print the ten most expensive operators of the first and the last variant."""
+def profile(a, device) -> str:
+    """The ten most expensive operators of the first and the last variant, in Markdown."""
+    tables = []
     for variant in (VARIANTS[0], VARIANTS[-1]):
         steps = steps_of(variant, a, device)
         for _ in range(IMAGES // a.batch_size + 3):
@@ -308,8 +396,16 @@ def profile(a, device):
         with torch.profiler.profile() as profiler:
             for _ in range(5):
                 next(steps)
-        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        print(f"{variant.name}\n{profiler.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=40)}")
+        steps.close()
+        kind = "device" if device.type == "cuda" else "cpu"
+        operators = [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
+                     for event in profiler.key_averages()]
+        total = sum(spent for spent, _, _ in operators)
+        rows = [f"| {variant.name}: operator | calls a step | ms a step | share |", "| --- | ---: | ---: | ---: |"]
+        rows += [f"| `{key}` | {count / 5:g} | {spent / 5000:.1f} | {100 * spent / total:.1f}% |"
+                 for spent, key, count in sorted(operators, reverse=True)[:10]]
+        tables.append("\n".join(rows) + "\n")
+    return "\n".join(tables)
 
 
 def main():
@@ -321,16 +417,18 @@ def main():
     parser.add_argument("--turns", type=positive_int, default=5, metavar="N", help="turns of each variant (default 5)")
     parser.add_argument("--steps", type=positive_int, default=4, metavar="N", help="steps in a turn (default 4)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--compile", action="store_true", help="also time --compile")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
-    parser.add_argument("--profile", action="store_true", help="print the ten most expensive operators instead")
     a = parser.parse_args()
     device = torch.device(a.device)
-    if a.profile:
-        return profile(a, device)
     command = " ".join(["python", "scripts/bench.py", *(arg for arg in sys.argv[1:] if arg != "--write")])
+    results = compare(variants_of(a), a)
     text = (f"`{command}` on {machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
-            f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n"
-            f"{table(compare(VARIANTS, a), a, device)}\nHow a cached float32 step grows:\n\n{growth(a)}")
+            f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n{table(results, a, device)}\n"
+            f"How a cached float32 step grows:\n\n{growth(a)}\n"
+            f"Trials at once (`--trials`), cached teacher, channels_last, bf16:\n\n{trials_table(a)}\n"
+            f"Whole runs in float32, computed from the first table:\n\n{epochs_table(results, a)}\n"
+            f"Where the time goes, before and after:\n\n{profile(a, device)}")
     print(text)
     if a.write:
         before, rest = PAGE.read_text().split(BEGIN)

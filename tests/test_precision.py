@@ -1,4 +1,6 @@
 """bfloat16 and channels_last: what stays in float32, and how close a run stays to the plain one."""
+import os
+
 import pytest
 import torch
 
@@ -43,7 +45,12 @@ def test_outputs_are_the_nets_own_in_float32_and_only_those_asked_for():
     torch.testing.assert_close(low.logits, out.logits, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("precision, tolerance", [(LAST, 1e-4), (BF16, 0.05), (Precision(True, True), 0.05)])
+# Compiling takes a minute of a core: TEST_COMPILE=1 python -m pytest tests/test_precision.py
+COMPILED = pytest.param(Precision(compiled=True), 1e-4, marks=pytest.mark.skipif(
+    "TEST_COMPILE" not in os.environ, reason="set TEST_COMPILE=1 to test --compile, which takes a minute"))
+
+
+@pytest.mark.parametrize("precision, tolerance", [(LAST, 1e-4), (BF16, 0.05), (Precision(True, True), 0.05), COMPILED])
 def test_a_short_run_stays_close_to_the_plain_one(precision, tolerance):
     """Relative deviation of the losses and of the weights' norm; bfloat16 has 8 significant bits."""
     losses, state = run_steps(FLOAT32)
