@@ -50,7 +50,7 @@ class DecoupledKD(Method):
         super().__init__(setup, options)
         self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.kd_T
         self.active = self.alpha != 0 or self.beta != 0
-        self.prepare, self.loss = preparation(options), DKD()
+        self.prepare, self.loss = preparation(setup, options), DKD()
 
     def forward(self, student, teacher, batch):
         return self.loss(self.prepare(student.logits), self.prepare(teacher.logits), batch.labels,

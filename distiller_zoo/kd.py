@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from distiller_zoo._base import Flag, Method
+from distiller_zoo._base import Flag, Method, MethodError, Setup
 from distiller_zoo._logits import kl, log_softmax, standardise
 from helper.flags import positive_float
 
@@ -20,9 +20,16 @@ LOGIT_STD = Flag("--logit_std", "off", str, "on: each image's logits are standar
                  "(Sun et al., CVPR 2024, who give kd -r 0.1 -a 9 --kd_T 2 with it)", ("off", "on"))
 
 
-def preparation(options: Namespace) -> Callable[[Tensor], Tensor]:
-    """What `--logit_std` has done to both nets' logits, (B, C), before the loss."""
-    return standardise if options.logit_std == "on" else nn.Identity()
+def preparation(setup: Setup, options: Namespace) -> Callable[[Tensor], Tensor]:
+    """What `--logit_std` has done to both nets' logits, (B, C), before the loss.
+
+    Raises MethodError for 2 classes, of whose logits nothing but the order is left, and no gradient.
+    """
+    if options.logit_std == "off":
+        return nn.Identity()
+    if setup.num_classes == 2:
+        raise MethodError("--logit_std on: the standardised logits of 2 classes have no gradient: leave it out")
+    return standardise
 
 
 class DistillKL(nn.Module):
@@ -51,7 +58,7 @@ class KD(Method):
         super().__init__(setup, options)
         self.weight = options.alpha
         self.active = self.weight != 0
-        self.prepare, self.loss = preparation(options), DistillKL(options.kd_T)
+        self.prepare, self.loss = preparation(setup, options), DistillKL(options.kd_T)
 
     def forward(self, student, teacher, batch):
         return self.weight * self.loss(self.prepare(student.logits), self.prepare(teacher.logits))

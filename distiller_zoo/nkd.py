@@ -42,7 +42,7 @@ class NormalisedKD(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         self.active = True
-        self.prepare, self.loss = preparation(options), NKDLoss(options.kd_T, options.beta)
+        self.prepare, self.loss = preparation(setup, options), NKDLoss(options.kd_T, options.beta)
 
     def forward(self, student, teacher, batch):
         return self.loss(self.prepare(student.logits), self.prepare(teacher.logits), batch.labels)

@@ -40,10 +40,10 @@ def of_maps(heights, widths, pooled, seed=0):
     return Outputs(logits(seed, 4), torch.randn(4, pooled, generator=generator), maps[0], maps[1])
 
 
-def method(name, *flags, student=None, teacher=None, samples=60):
+def method(name, *flags, student=None, teacher=None, samples=60, classes=CLASSES):
     options = cli.student_options(["--path_t", "t", "--distill", name, *map(str, flags)])
     student, teacher = (outputs or Outputs(logits(0)) for outputs in (student, teacher))
-    return METHODS[name](Setup(student, teacher, "S", "T", torch.arange(samples) % CLASSES, CLASSES), options)
+    return METHODS[name](Setup(student, teacher, "S", "T", torch.arange(samples) % classes, classes), options)
 
 
 class Labels:
@@ -95,6 +95,15 @@ def test_without_logit_std_nothing_changes_to_the_last_bit(pair):
     assert torch.equal(method("kd")(*outputs, Labels), 0.9 * DistillKL(4.0)(*pair))
     assert torch.equal(method("dkd")(*outputs, Labels), DKD()(*pair, Labels.labels, 1.0, 8.0, 4.0))
     assert torch.equal(method("nkd")(*outputs, Labels), NKDLoss(4.0, 1.5)(*pair, Labels.labels))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "nkd"])
+def test_logit_std_is_refused_for_2_classes(name):
+    z = logits(1, columns=2).requires_grad_()
+    (gradient,) = torch.autograd.grad((standardise(z) * logits(2, columns=2)).sum(), z)
+    assert gradient.abs().max() < 1e-5
+    with pytest.raises(MethodError, match="2 classes have no gradient: leave it out"):
+        method(name, "--logit_std", "on", classes=2)
 
 
 def test_the_kd_that_a_feature_method_adds_takes_kds_flags():
