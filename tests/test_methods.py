@@ -233,7 +233,7 @@ def test_the_table_of_the_docs_is_current():
     assert namespace.page(text) == text, "run python scripts/methods_table.py"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].alpha_adds_kd and name != "nkd"])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].reads != {"logits"}])
 def test_it_trains_on_the_digits_with_kd_and_ikd_to_a_falling_loss(name, digits_teacher, tmp_path):
     small = {"crd": ["--nce_k", 256], "reviewkd": ["--review_warm_up", 0]}.get(name, [])
     epochs = 4 if name == "crd" else 2
