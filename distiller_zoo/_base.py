@@ -113,6 +113,7 @@ class Method(Term):
     beta: default of `-b`; None where the method has no use for it
     beta_published: whether that default is the published one
     in_main: whether it has a loss after its first stage
+    in_published_code: whether the published IKD code has it; those that it lacks are later literature
     """
 
     name: ClassVar[str]
@@ -124,6 +125,7 @@ class Method(Term):
     beta: ClassVar[float | None] = 1.0
     beta_published: ClassVar[bool] = True
     in_main: ClassVar[bool] = True
+    in_published_code: ClassVar[bool] = True
 
     def __init__(self, setup: Setup, options: Namespace):
         super().__init__()

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import MethodError, Setup
 
-OTHERS = "methods that read logits or the pooled vector (kd, dkd, nkd, wttm, rkd, pkt, correlation, crd) serve any pair"
+OTHERS = ("methods that read logits or the pooled vector (kd, dkd, nkd, wttm, ctkd, dist, mlkd, rkd, pkt, correlation, "
+          "crd) serve any pair")
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ def check_channels(setup: Setup, name: str, student: tuple[Tensor, ...], teacher
     s, t = ([f.shape[1] for f in maps] for maps in (student, teacher))
     if s != t:
         raise MethodError(f"{name} needs equal channels: {setup.student_name} has {s}, {setup.teacher_name} {t}; "
-                          f"{OTHERS}, and attention, nst and vid stages of any width")
+                          f"{OTHERS}, and attention, nst, vid and reviewkd stages of any width")
 
 
 class Embed(nn.Module):

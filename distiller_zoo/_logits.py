@@ -6,6 +6,9 @@ from torch import Tensor
 # NaN. At this floor a probability is 0 all the same, and sums of such terms stay finite.
 LOG_FLOOR = -1e30
 
+# A row whose deviation is below this part of its largest entry is constant but for float32's rounding.
+RESOLUTION = 1e-6
+
 
 def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) over the last dimension, float32, finite for finite logits."""
@@ -24,3 +27,17 @@ def log_softmax_without(logits: Tensor, labels: Tensor, temperature: float = 1.0
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) over the last dimension, of log-probabilities as log_softmax gives them."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """The z-score over the last dimension, with n - 1 in the deviation, float32, finite for finite x.
+
+    A constant row has no scale: it becomes 0, with the gradient of x - mean. Single entries are such rows.
+    """
+    x = x.float()
+    # The z-score does not depend on the scale: without the division the squares of large entries overflow.
+    peak = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    x = x / peak
+    x = x - x.mean(-1, keepdim=True)
+    deviation = x.norm(dim=-1, keepdim=True) / max(x.shape[-1] - 1, 1) ** 0.5
+    return x / torch.where(deviation > RESOLUTION, deviation, 1 / peak)

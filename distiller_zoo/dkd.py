@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Method
 from distiller_zoo._logits import kl, log_softmax, log_softmax_without
-from distiller_zoo.kd import TEMPERATURE
+from distiller_zoo.kd import LOGIT_STD, TEMPERATURE, preparation
 
 __all__ = ["DKD"]
 
@@ -41,7 +41,7 @@ class DecoupledKD(Method):
     name = "dkd"
     paper = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022"
     formula = "T²·(a·TCKD + b·NCKD)"
-    flags = (TEMPERATURE,)
+    flags = (TEMPERATURE, LOGIT_STD)
     reads = frozenset({"logits"})
     alpha, alpha_adds_kd = 1.0, False
     beta = 8.0
@@ -50,7 +50,8 @@ class DecoupledKD(Method):
         super().__init__(setup, options)
         self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.kd_T
         self.active = self.alpha != 0 or self.beta != 0
-        self.loss = DKD()
+        self.prepare, self.loss = preparation(setup, options), DKD()
 
     def forward(self, student, teacher, batch):
-        return self.loss(student.logits, teacher.logits, batch.labels, self.alpha, self.beta, self.temperature)
+        return self.loss(self.prepare(student.logits), self.prepare(teacher.logits), batch.labels,
+                         self.alpha, self.beta, self.temperature)

@@ -3,15 +3,33 @@
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
 T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), batch mean.
 """
+from argparse import Namespace
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from distiller_zoo._base import Flag, Method
-from distiller_zoo._logits import kl, log_softmax
+from distiller_zoo._base import Flag, Method, MethodError, Setup
+from distiller_zoo._logits import kl, log_softmax, standardise
 from helper.flags import positive_float
 
 __all__ = ["DistillKL"]
 
 TEMPERATURE = Flag("--kd_T", 4.0, positive_float, "temperature T of the softened distributions")
+# Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
+LOGIT_STD = Flag("--logit_std", "off", str, "on: each image's logits are standardised before the temperature "
+                 "(Sun et al., CVPR 2024, who give kd -r 0.1 -a 9 --kd_T 2 with it)", ("off", "on"))
+
+
+def preparation(setup: Setup, options: Namespace) -> Callable[[Tensor], Tensor]:
+    """What `--logit_std` has done to both nets' logits, (B, C), before the loss.
+
+    Raises MethodError for 2 classes, of whose logits nothing but the order is left, and no gradient.
+    """
+    if options.logit_std == "off":
+        return nn.Identity()
+    if setup.num_classes == 2:
+        raise MethodError("--logit_std on: the standardised logits of 2 classes have no gradient: leave it out")
+    return standardise
 
 
 class DistillKL(nn.Module):
@@ -31,7 +49,7 @@ class KD(Method):
     name = "kd"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     formula = "a · T²·KL(p_t^T ‖ p_s^T)"
-    flags = (TEMPERATURE,)
+    flags = (TEMPERATURE, LOGIT_STD)
     reads = frozenset({"logits"})
     alpha, alpha_adds_kd = 0.9, False
     beta = None
@@ -40,7 +58,7 @@ class KD(Method):
         super().__init__(setup, options)
         self.weight = options.alpha
         self.active = self.weight != 0
-        self.loss = DistillKL(options.kd_T)
+        self.prepare, self.loss = preparation(setup, options), DistillKL(options.kd_T)
 
     def forward(self, student, teacher, batch):
-        return self.weight * self.loss(student.logits, teacher.logits)
+        return self.weight * self.loss(self.prepare(student.logits), self.prepare(teacher.logits))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Method
 from distiller_zoo._logits import log_softmax, log_softmax_without
-from distiller_zoo.kd import TEMPERATURE
+from distiller_zoo.kd import LOGIT_STD, TEMPERATURE, preparation
 
 __all__ = ["NKDLoss"]
 
@@ -34,7 +34,7 @@ class NormalisedKD(Method):
     name = "nkd"
     paper = "Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023"
     formula = "−mean p_t(y)·log p_s(y) − b·T²·mean Σ_{k≠y} p̂_t^T(k)·log p̂_s^T(k)"
-    flags = (TEMPERATURE,)
+    flags = (TEMPERATURE, LOGIT_STD)
     reads = frozenset({"logits"})
     alpha = None
     beta = 1.5
@@ -42,7 +42,7 @@ class NormalisedKD(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         self.active = True
-        self.loss = NKDLoss(options.kd_T, options.beta)
+        self.prepare, self.loss = preparation(setup, options), NKDLoss(options.kd_T, options.beta)
 
     def forward(self, student, teacher, batch):
-        return self.loss(student.logits, teacher.logits, batch.labels)
+        return self.loss(self.prepare(student.logits), self.prepare(teacher.logits), batch.labels)

@@ -9,7 +9,7 @@ import torch
 
 from dataset import LOADERS
 from distiller_zoo import METHODS
-from distiller_zoo.kd import TEMPERATURE
+from distiller_zoo.kd import KD
 from helper.errors import UsageError
 from helper.flags import (
     epoch_list,
@@ -90,7 +90,7 @@ def student_options(argv: list[str]) -> Namespace:
 
 def flags_of(method) -> tuple:
     """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
-    return method.flags + ((TEMPERATURE,) if method.alpha_adds_kd and method.alpha is not None else ())
+    return method.flags + (KD.flags if method.alpha_adds_kd and method.alpha is not None else ())
 
 
 def _add_method_flags(group, method):

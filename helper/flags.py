@@ -34,6 +34,14 @@ def epoch_list(text: str) -> list[int]:
     return epochs
 
 
+def positive_list(text: str) -> list[float]:
+    """'2,3,4.5' -> [2.0, 3.0, 4.5]."""
+    try:
+        return [positive_float(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers above 0, such as 2,3,4.5") from None
+
+
 def trial_name(text: str) -> str:
     """A trial's name: it ends the name of the run's folder."""
     if not text or text in (".", "..") or any(c in "/\\\0" or not c.isprintable() for c in text) or len(text) > 80:

@@ -16,14 +16,16 @@ BEGIN, END = "<!-- made by scripts/methods_table.py -->\n", "<!-- end -->\n"
 
 def table() -> str:
     """A row for each method, in Markdown."""
-    rows = ["| `--distill` | paper | loss | reads of the teacher | defaults |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| `--distill` | paper | loss | reads of the teacher | defaults | in the published IKD code |",
+            "| --- | --- | --- | --- | --- | --- |"]
     for method in METHODS.values():
         flags = ", ".join(f"`{flag.name} {flag.default}`" for flag in method.flags)
         defaults = f"{defaults_of(method)}" + (f"; {flags}" if flags else "")
         # abound and fsp read nothing after their first stage, which reads feature maps.
         reads = ", ".join(sorted(method.reads)) or "feature maps, in its first stage"
         formula = method.formula.replace("|", "\\|")
-        rows.append(f"| {method.name} | {method.paper} | {formula} | {reads} | {defaults} |")
+        rows.append(f"| {method.name} | {method.paper} | {formula} | {reads} | {defaults} | "
+                    f"{'yes' if method.in_published_code else 'no: later'} |")
     return "\n".join(rows) + "\n"
 
 

@@ -51,6 +51,13 @@ student --distill crd -a 1 -b 0.8   # CRD+KD
 student --distill kd -r 0.1 -a 0.9 -b 0 --avg 6.5 --intra_T 1.0
 student --distill dkd -r 1 -a 1 -b 8 --avg 6.5 --intra_T 1.0
 
+# Beyond the published code: later methods at their authors' weights, see docs/methods.md.
+student --distill kd -r 0.1 -a 9 -b 0 --kd_T 2 --logit_std on
+student --distill ctkd -r 0.1 -a 0.9 -b 0
+student --distill dist -r 1 -a 0 -b 2
+student --distill mlkd -r 0.1 -a 0 -b 0.9
+student --distill reviewkd -r 1 -a 0 -b 5
+
 echo
 $python scripts/summary.py --save_dir "$SAVE_DIR"
 if [ -n "$failed" ]; then

@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from distiller_zoo import DKD, DistillKL, IKDLoss, NKDLoss, WTTMLoss
+from distiller_zoo import DIST, DKD, CTKDLoss, DistillKL, IKDLoss, MLKDLoss, NKDLoss, WTTMLoss
+from distiller_zoo._logits import standardise
 from tests.golden import cases
 
 
@@ -53,7 +54,9 @@ def test_logit_losses_are_finite_for_any_finite_logits(dtype, classes, T):
             teacher = (scale_t * (2 * torch.rand(8, classes, generator=generator) - 1)).to(dtype)
             losses = [DistillKL(T)(student, teacher), DKD()(student, teacher, labels, 1.0, 8.0, T),
                       NKDLoss(T, 1.5)(student, teacher, labels), WTTMLoss()(student, teacher, 0.3, 1.5),
-                      IKDLoss(T)(student, teacher[:1].expand(classes, -1), labels).mean()]
+                      IKDLoss(T)(student, teacher[:1].expand(classes, -1), labels).mean(),
+                      DIST(tau=T)(student, teacher), MLKDLoss([T])(student, teacher), CTKDLoss()(student, teacher),
+                      DistillKL(T)(standardise(student), standardise(teacher))]
             for loss in losses:
                 (gradient,) = torch.autograd.grad(loss, student)
                 assert loss.dtype == torch.float32 and loss.isfinite() and gradient.isfinite().all()

@@ -17,7 +17,7 @@ from tests import scripts
 CLASSES, SAMPLES = 10, 60
 # What each method trains beside the student, by the first part of its parameters' names.
 TRAINED = {"hint": {"regressor"}, "correlation": {"embed_s", "embed_t"}, "vid": {"losses"}, "crd": {"loss"},
-           "factor": {"translator"}}
+           "factor": {"translator"}, "ctkd": {"loss"}, "reviewkd": {"fusions"}}
 STAGED = {"factor": "paraphraser", "abound": "boundaries", "fsp": "flows"}
 
 
@@ -69,9 +69,11 @@ def value(term, pair):
     return term(out_s, out_t, batch)
 
 
-def test_all_seventeen_are_there():
-    assert set(METHODS) == {"kd", "dkd", "nkd", "wttm", "hint", "attention", "nst", "similarity", "rkd", "pkt",
-                            "correlation", "vid", "kdsvd", "crd", "factor", "abound", "fsp"}
+def test_all_seventeen_of_the_published_code_are_there_and_four_more():
+    published = {name for name, method in METHODS.items() if method.in_published_code}
+    assert published == {"kd", "dkd", "nkd", "wttm", "hint", "attention", "nst", "similarity", "rkd", "pkt",
+                         "correlation", "vid", "kdsvd", "crd", "factor", "abound", "fsp"}
+    assert set(METHODS) - published == {"ctkd", "dist", "mlkd", "reviewkd"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -88,7 +90,7 @@ def test_it_reads_what_it_says_of_the_teacher_and_no_more(name, pair):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_its_weight_acts(name, pair):
-    flag = "-a" if name == "kd" else "-b"
+    flag = "-a" if METHODS[name].beta is None else "-b"
     one, two, three = (value(term_of(name, pair, flag, weight), pair).item() for weight in ("1", "2", "3"))
     assert three - two == pytest.approx(two - one, rel=1e-3) and two != one
     if name not in ("nkd", "dkd"):  # those two have a part that b does not weight
@@ -185,7 +187,7 @@ def test_the_paraphrasers_rate_is_the_benchmarks(student, rate, pair):
 
 @pytest.mark.parametrize("name, student, teacher, flags", [
     ("kdsvd", "resnet8", "resnet8x4", []), ("fsp", "resnet8", "resnet8x4", []),
-    *[(name, "resnet8", "vgg8", []) for name in ("attention", "nst", "vid", "abound", "fsp", "kdsvd")],
+    *[(name, "resnet8", "vgg8", []) for name in ("attention", "nst", "vid", "abound", "fsp", "kdsvd", "reviewkd")],
     ("hint", "resnet8", "resnet14", ["--hint_layer", "4"]),
     ("hint", "MobileNetV2", "wrn_16_1", ["--hint_layer", "4"]),
 ])
@@ -231,9 +233,10 @@ def test_the_table_of_the_docs_is_current():
     assert namespace.page(text) == text, "run python scripts/methods_table.py"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].alpha_adds_kd and name != "nkd"])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].reads != {"logits"}])
 def test_it_trains_on_the_digits_with_kd_and_ikd_to_a_falling_loss(name, digits_teacher, tmp_path):
-    small, epochs = (["--nce_k", 256], 4) if name == "crd" else ([], 2)
+    small = {"crd": ["--nce_k", 256], "reviewkd": ["--review_warm_up", 0]}.get(name, [])
+    epochs = 4 if name == "crd" else 2
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", name, "-a", 0.5, "--avg", 1,
                     "--dataset", "digits", "--epochs", epochs, "--init_epochs", 2, "--warm_up", 0, "--batch_size", 128,
                     "--save_dir", tmp_path, *small)

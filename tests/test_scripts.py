@@ -39,7 +39,7 @@ def dkd_run(digits_teacher, tmp_path_factory):
 def test_the_run_says_at_its_start_what_it_will_do(dkd_run):
     folder, _, output = dkd_run
     for text in ["resnet8, 78,042 parameters", "resnet14, ", "test accuracy ",
-                 "1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)",
+                 "1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0, logit_std=off] + 6.5·IKD(T=1)",
                  "digits, 1,442 training and 355 test images, 10 classes", "2 epochs of batches of 128",
                  "cpu, 1 threads", "float32", str(folder)]:
         assert text in output.split("train 1/2")[0]

@@ -1,0 +1,319 @@
+"""The methods beyond the published code, against their formulas in NumPy's float64, and their edges."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distiller_zoo import ABF, DIST, DKD, HCL, METHODS, CTKDLoss, DistillKL, MethodError, MLKDLoss, NKDLoss, Setup
+from distiller_zoo._logits import standardise
+from helper import cli
+from models import Outputs
+
+CLASSES, BATCH = 7, 12
+
+
+def logits(seed, rows=BATCH, columns=CLASSES):
+    return 3 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def softened(z, T):
+    e = np.exp(np.asarray(z.detach().double()) / T)
+    return e / e.sum(1, keepdims=True)
+
+
+def kd(p, q, T):
+    return T**2 * (p * (np.log(p) - np.log(q))).sum(1).mean()
+
+
+@pytest.fixture
+def pair():
+    """A student's and a teacher's logits; the student's require gradients."""
+    return logits(1).requires_grad_(), logits(2)
+
+
+def of_maps(heights, widths, pooled, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [tuple(torch.randn(4, width, height, height, generator=generator)
+                  for height, width in zip(heights, widths, strict=True)) for _ in range(2)]
+    return Outputs(logits(seed, 4), torch.randn(4, pooled, generator=generator), maps[0], maps[1])
+
+
+def method(name, *flags, student=None, teacher=None, samples=60, classes=CLASSES):
+    options = cli.student_options(["--path_t", "t", "--distill", name, *map(str, flags)])
+    student, teacher = (outputs or Outputs(logits(0)) for outputs in (student, teacher))
+    return METHODS[name](Setup(student, teacher, "S", "T", torch.arange(samples) % classes, classes), options)
+
+
+class Labels:
+    labels = torch.arange(BATCH) % (CLASSES - 1)  # the last class is absent
+
+
+# Logit standardisation
+
+
+def z_score(z):
+    z = np.asarray(z.detach().double())
+    return torch.from_numpy((z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True))
+
+
+def test_standardised_logits_have_mean_0_and_deviation_1():
+    z = logits(1)
+    torch.testing.assert_close(standardise(z).double(), z_score(z), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(standardise(50 * z - 3), standardise(z), atol=1e-5, rtol=1e-5)
+    assert torch.equal(standardise(z.bfloat16()), standardise(z.bfloat16().float()))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1e-20, 1e20, 1e35])
+@pytest.mark.parametrize("classes", [1, 2, 100])
+def test_a_constant_row_is_0_and_its_gradient_that_of_its_distance_to_its_mean(value, classes):
+    z = torch.full((2, classes), value).requires_grad_()
+    scores = standardise(z)
+    weights = torch.randn(2, classes, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((weights * scores).sum(), z)
+    assert (scores.abs() < 1e-20).all()
+    torch.testing.assert_close(gradient, weights - weights.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
+
+
+def test_logit_std_standardises_both_nets_in_kd_dkd_and_nkd(pair):
+    outputs, scores = [Outputs(z) for z in pair], [z_score(z) for z in pair]
+    on = ("--logit_std", "on", "--kd_T", 2)
+    p, q = softened(scores[1], 2), softened(scores[0], 2)
+    assert method("kd", "-a", 9, *on)(*outputs, Labels).item() == pytest.approx(9 * kd(p, q, 2), rel=1e-5)
+    expected = DKD()(*scores, Labels.labels, 1.0, 8.0, 2.0).item()
+    assert method("dkd", *on)(*outputs, Labels).item() == pytest.approx(expected, rel=1e-5)
+    expected = NKDLoss(2.0, 1.5)(*scores, Labels.labels).item()
+    assert method("nkd", *on)(*outputs, Labels).item() == pytest.approx(expected, rel=1e-5)
+    for name in ("kd", "dkd", "nkd"):
+        (gradient,) = torch.autograd.grad(method(name, *on)(*outputs, Labels), pair[0])
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_without_logit_std_nothing_changes_to_the_last_bit(pair):
+    outputs = [Outputs(z) for z in pair]
+    assert torch.equal(method("kd")(*outputs, Labels), 0.9 * DistillKL(4.0)(*pair))
+    assert torch.equal(method("dkd")(*outputs, Labels), DKD()(*pair, Labels.labels, 1.0, 8.0, 4.0))
+    assert torch.equal(method("nkd")(*outputs, Labels), NKDLoss(4.0, 1.5)(*pair, Labels.labels))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "nkd"])
+def test_logit_std_is_refused_for_2_classes(name):
+    z = logits(1, columns=2).requires_grad_()
+    (gradient,) = torch.autograd.grad((standardise(z) * logits(2, columns=2)).sum(), z)
+    assert gradient.abs().max() < 1e-5
+    with pytest.raises(MethodError, match="2 classes have no gradient: leave it out"):
+        method(name, "--logit_std", "on", classes=2)
+
+
+def test_the_kd_that_a_feature_method_adds_takes_kds_flags():
+    options = cli.student_options(["--path_t", "t", "--distill", "hint", "-a", "1", "--kd_T", "2", "--logit_std", "on"])
+    assert (options.kd_T, options.logit_std) == (2.0, "on")
+
+
+# DIST
+
+
+def correlation(a, b):
+    return np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+
+
+@pytest.mark.parametrize("beta, gamma, T", [(2, 2, 4), (1, 3, 1)])
+def test_dist_is_one_minus_pearsons_correlation_of_rows_and_columns(pair, beta, gamma, T):
+    q, p = (softened(z, T) for z in pair)
+    expected = T**2 * (beta * (1 - correlation(q, p)) + gamma * (1 - correlation(q.T, p.T)))
+    assert DIST(beta, gamma, T)(*pair).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dist_of_the_same_logits_is_0_and_of_its_method_the_weighted_sum(pair):
+    assert DIST()(pair[0], pair[0]).item() == pytest.approx(0, abs=1e-5)
+    outputs = [Outputs(z) for z in pair]
+    assert method("dist", "-b", 3, "--dist_T", 2)(*outputs, None).item() == pytest.approx(DIST(3, 3, 2)(*pair).item())
+
+
+def test_dists_rows_and_columns_without_variance_count_as_uncorrelated():
+    student, teacher = logits(1), logits(2)
+    teacher[:, 0] = -1e30  # a class that no image resembles: a column of zeros
+    student[2] = 0.0
+    student.requires_grad_()
+    q, p = softened(student, 4), softened(teacher, 4)
+    rows = [0 if i == 2 else np.corrcoef(q[i], p[i])[0, 1] for i in range(BATCH)]
+    columns = [0 if k == 0 else np.corrcoef(q[:, k], p[:, k])[0, 1] for k in range(CLASSES)]
+    loss = DIST(1, 1, 4)(student, teacher)
+    assert loss.item() == pytest.approx(16 * (2 - np.mean(rows) - np.mean(columns)), rel=1e-5)
+    assert DIST(1, 1, 4)(teacher, student).item() == pytest.approx(loss.item())
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert gradient.isfinite().all() and gradient.abs().max() < 100
+
+
+def test_dist_of_a_single_image_has_its_row_alone():
+    student, teacher = logits(1, 1).requires_grad_(), logits(2, 1)
+    loss = DIST(1, 1, 1)(student, teacher)
+    expected = 2 - correlation(softened(student, 1), softened(teacher, 1))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+# MLKD
+
+
+@pytest.mark.parametrize("temperatures", [[2, 3, 4, 5, 6], [1]])
+def test_mlkd_sums_instances_batch_and_classes_over_temperatures(pair, temperatures):
+    expected = 0.0
+    for T in temperatures:
+        q, p = (softened(z, T) for z in pair)
+        expected += kd(p, q, T)
+        expected += sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in range(BATCH) for j in range(BATCH)) / BATCH
+        expected += sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]) ** 2
+                        for i in range(CLASSES) for j in range(CLASSES)) / CLASSES
+    loss = MLKDLoss(temperatures)(*pair)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    flags = ("-b", 2, "--mlkd_T", ",".join(map(str, temperatures)))
+    assert method("mlkd", *flags)(*map(Outputs, pair), None).item() == pytest.approx(2 * expected, rel=1e-5)
+    assert torch.autograd.grad(loss, pair[0])[0].isfinite().all()
+
+
+# CTKD
+
+
+def ctkd(theta, pair, start=1.0, span=20.0):
+    T = start + span / (1 + math.exp(-theta))
+    return kd(softened(pair[1], T), softened(pair[0], T), T)
+
+
+def test_ctkd_starts_at_the_published_temperature(pair):
+    assert CTKDLoss()(*pair).item() == pytest.approx(ctkd(1.0, pair), rel=1e-5)
+    term = method("ctkd", "-a", 0.5, "--ctkd_start", 2, "--ctkd_range", 3)
+    assert term(*map(Outputs, pair), None).item() == pytest.approx(0.5 * ctkd(1.0, pair, 2.0, 3.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("epoch", [1, 5, 10, 200])
+def test_ctkds_temperature_climbs_the_loss_as_far_as_the_curriculum_lets_it(pair, epoch):
+    term = method("ctkd", "-a", 1)
+    term.start_epoch(epoch, None)
+    term(*map(Outputs, pair), None).backward()
+    published = (math.cos(min(epoch, 10) * math.pi / 10) + 1) / 2 - 1  # what multiplies the gradient
+    slope = (ctkd(1 + 1e-4, pair) - ctkd(1 - 1e-4, pair)) / 2e-4
+    assert term.loss.theta.grad.item() == pytest.approx(published * slope, rel=1e-3)
+    (plain,) = torch.autograd.grad(DistillKL(term.loss.temperature().item())(*pair), pair[0])
+    torch.testing.assert_close(pair[0].grad, plain)
+
+
+def test_ctkds_temperature_is_trained_and_goes_on_from_a_state_dict(pair):
+    def train(term, steps):
+        sgd = torch.optim.SGD(term.parameters(), lr=0.1)
+        term.start_epoch(10, None)
+        for _ in range(steps):
+            sgd.zero_grad()
+            term(*map(Outputs, pair), None).backward()
+            sgd.step()
+        return term.loss.temperature().item()
+
+    whole, first, second = method("ctkd"), method("ctkd"), method("ctkd")
+    started, ended = whole.loss.temperature().item(), train(whole, 6)
+    assert whole(*map(Outputs, pair), None) > method("ctkd")(*map(Outputs, pair), None) and ended != started
+    train(first, 3)
+    second.load_state_dict(first.state_dict())
+    assert train(second, 3) == ended
+
+
+# ReviewKD
+
+
+def test_hcl_is_the_weighted_mean_of_errors_at_the_maps_size_and_below():
+    sizes = [(8, {8: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8}), (4, {4: 1, 2: 1 / 2, 1: 1 / 4}), (1, {1: 1}),
+             (7, {7: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8})]
+    generator = torch.Generator().manual_seed(0)
+    maps = [[torch.randn(3, 5, size, size, generator=generator) for size, _ in sizes] for _ in range(2)]
+
+    def pooled(f, n):  # the mean of the window of each cell, windows overlapping where n does not divide
+        h, f = f.shape[2], np.asarray(f.double())
+        edges = [(i * h // n, -(-(i + 1) * h // n)) for i in range(n)]
+        return np.array([[f[:, :, a:b, c:d].mean((2, 3)) for c, d in edges] for a, b in edges])
+
+    expected = 0
+    for s, t, (_, weights) in zip(*maps, sizes, strict=True):
+        errors = {n: ((pooled(s, n) - pooled(t, n)) ** 2).mean() for n in weights}
+        expected += sum(weights[n] * errors[n] for n in weights) / sum(weights.values())
+    assert HCL()(*maps).item() == pytest.approx(expected, rel=1e-5)
+
+
+def normalised(x):
+    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def repeated(x, size):
+    rows = [i * x.shape[2] // size for i in range(size)]
+    return x[:, :, rows][:, :, :, rows]
+
+
+def fused_by_hand(abf, f, deeper, size):
+    """ABF of the paper's figure 3, from the weights of `abf`."""
+    x = normalised(torch.einsum("bchw,dc->bdhw", f, abf.reduce[0].weight[:, :, 0, 0]))
+    if deeper is not None:
+        y = repeated(deeper, f.shape[2])
+        share = torch.einsum("bchw,dc->bdhw", torch.cat([x, y], 1), abf.attend[0].weight[:, :, 0, 0])
+        share = torch.sigmoid(share + abf.attend[0].bias[:, None, None])
+        x = share[:, :1] * x + share[:, 1:] * y
+    x = repeated(x, size)
+    return normalised(F.conv2d(F.pad(x, (1, 1, 1, 1)), abf.expand[0].weight)), x
+
+
+@pytest.mark.parametrize("size", [8, 4, 16])
+def test_abf_fuses_a_stage_with_the_deeper_ones(size):
+    torch.manual_seed(0)
+    f, deeper, abf = torch.randn(4, 6, 8, 8), torch.randn(4, 5, 3, 3), ABF(6, 5, 9, True)
+    for got, expected in zip(abf(f, deeper, (size, size)), fused_by_hand(abf, f, deeper, size), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+# A student with other widths and heights than its teacher's.
+REVIEWED = of_maps((16, 8, 4), (4, 8, 16), 16), of_maps((16, 16, 8), (6, 10, 20), 24, seed=1)
+
+
+def test_reviewkd_compares_from_the_pooled_vector_up_with_the_teachers_preactivations():
+    student, teacher = REVIEWED
+    term = method("reviewkd", "-b", 2, "--review_warm_up", 0, student=student, teacher=teacher)
+    deeper, expected = None, 0.0
+    pairs = [(student.stages[i], teacher.preacts[i], term.fusions[i]) for i in range(3)]
+    pairs.append((student.pooled[:, :, None, None], teacher.pooled[:, :, None, None], term.fusions[3]))
+    for f, f_t, abf in reversed(pairs):
+        out, deeper = fused_by_hand(abf, f, deeper, f_t.shape[2])
+        expected = expected + HCL()([out], [f_t])
+    term.start_epoch(1, None)
+    assert term(student, teacher, None).item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_reviewkds_weight_rises_over_the_first_epochs():
+    term = method("reviewkd", student=REVIEWED[0], teacher=REVIEWED[1])
+    values = {}
+    for epoch in (1, 11, 21, 240):
+        term.start_epoch(epoch, None)
+        values[epoch] = term(*REVIEWED, None).item()
+    assert [values[epoch] / values[240] for epoch in values] == pytest.approx([0, 0.5, 1, 1], rel=1e-5)
+
+
+@pytest.mark.parametrize("samples, batch_size", [(65, 64), (60, 1)])
+def test_reviewkd_refuses_a_batch_of_one(samples, batch_size):
+    with pytest.raises(MethodError, match="one is left alone: give another --batch_size"):
+        method("reviewkd", "--batch_size", batch_size, student=REVIEWED[0], teacher=REVIEWED[1], samples=samples)
+
+
+# A step may be captured in a CUDA graph, so no term may read a value back: tensors without values show it.
+
+
+@pytest.mark.parametrize("name, flags", [
+    *[(name, ()) for name in ("dist", "mlkd", "ctkd", "reviewkd")],
+    *[(name, ("--logit_std", "on")) for name in ("kd", "dkd", "nkd")]])
+def test_no_value_is_read_back_from_the_device(name, flags):
+    def on_meta(value):
+        return tuple(map(on_meta, value)) if isinstance(value, tuple) else value.to("meta")
+
+    student, teacher = REVIEWED
+    term = method(name, *flags, student=student, teacher=teacher).to("meta")
+    term.start_epoch(2, None)
+    batch = Labels()
+    batch.labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    outputs = [Outputs(*map(on_meta, outputs[:4])) for outputs in REVIEWED]
+    loss = term(*outputs, batch)
+    assert loss.shape == () and loss.device.type == "meta"
