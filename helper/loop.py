@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset import Batch, EvalImages, TrainViews, epoch_plan
+from dataset import Batch, EvalImages, TrainViews
 from helper.errors import RunError
 from helper.meters import Meters, hits
 from helper.objective import Objective
@@ -110,7 +110,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
         meters = Meters(list(phase.objective.terms), device)
-        plan = epoch_plan(len(views), views.flip, options.seed, options.trial, phase.name, epoch)
+        plan = views.plan(*purpose)
         for step, batch in enumerate(views.batches(plan, options.batch_size), 1):
             train_step(phase, batch, meters)
             run.stop_if_asked()

@@ -417,10 +417,13 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
     use, cache, facts = False, None, {}
     if options.teacher_cache != "off":
         reason = None
-        if reads and not unstored(reads):
+        if not data.countable:
+            reason = f"live teacher: an image of {data.name} has views without number, which no cache can hold"
+        elif reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
-        use, reason = decide(_situation(options, cache, reads, device, run))
+        if reason is None:
+            use, reason = decide(_situation(options, cache, reads, device, run))
         where = f" ({options.cache_dtype}, {_size(cache.bytes(*reads))}, {cache.folder})" if use else ""
         facts = {"cache": reason + where}
     if options.ikd_means == "all" and not use:
