@@ -157,7 +157,7 @@ def _test_transform(size):
 def problems(files: Files, workers: int) -> Iterator[str | None]:
     """Decode every image once, in order: what is wrong with it, in words, or None."""
     order = torch.arange(len(files))
-    for found in _loader(_Check(files), (order, order), 32, workers, list):
+    for found in _started(_loader(_Check(files), (order, order), 32, workers, list)):
         yield from found
 
 
@@ -171,7 +171,7 @@ def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[T
     """
     loader = _loader(_Images(files, transform), plan, batch_size, workers, _stack, pin=device.type == "cuda")
     try:
-        for images in loader:
+        for images in _started(loader):
             if isinstance(images, str):
                 raise DataError(f"{images}: mend or remove it, or give --skip_unreadable, which reads every image once "
                                 "at the start, and counts and leaves out those that cannot be read")
@@ -184,15 +184,22 @@ def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[T
 
 
 def _loader(images, plan, batch_size, workers, collate, pin=False):
+    batches = _Batches(plan, batch_size)
+    # More processes than processors, or than batches, would only wait.
+    workers = min(workers, len(os.sched_getaffinity(0)), len(batches))
     # A generator of its own: the loader would draw from the one that dropout uses.
-    return DataLoader(images, batch_sampler=_Batches(plan, batch_size), num_workers=workers, collate_fn=collate,
-                      pin_memory=pin, generator=torch.Generator(), worker_init_fn=_ignore_signals)
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin,
+                      generator=torch.Generator())
 
 
-def _ignore_signals(worker):
-    """A signal to the whole process group is the main process's: its workers go on until it lets them end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _started(loader):
+    """iter(loader), whose workers are deaf to signals that a whole process group gets: they are the main process's,
+    and it lets its workers end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        return iter(loader)  # the workers are forked here, and keep the mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Batches:
