@@ -97,7 +97,7 @@ def train(teacher, data, views, test, a):
     """Train a student three times side by side, on the same views: KD, and with either IKD."""
     o = cli.student_options(f"--path_t {a.path_t} --distill kd -r 0.1 -a 0.9 --avg {a.avg} --epochs {a.epochs} "
                             f"--warm_up 0 --model_s {a.model_s}".split())
-    o.lr_decay_epochs = [a.epochs * 2 // 3]
+    o.lr_decay_epochs = []
     device = views.labels.device
     teacher = LiveTeacher(teacher, LOGITS)
     held = {}
@@ -123,8 +123,7 @@ def train(teacher, data, views, test, a):
         phases[name] = Phase("train", student, shared, objective, sgd(student.parameters(), o), rates(o), o.epochs)
 
     print(f"\n{teacher.net.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, rate "
-          f"{o.learning_rate:g}, ×{o.lr_decay_rate:g} after {o.lr_decay_epochs[0]}; r 0.1, a 0.9, avg {o.avg:g}, "
-          f"intra_T {o.intra_T:g}", flush=True)
+          f"{o.learning_rate:g}; r 0.1, a 0.9, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
     for epoch in range(1, o.epochs + 1):
         meters = {name: Meters(list(phase.objective.terms), device) for name, phase in phases.items()}
         for phase in phases.values():
