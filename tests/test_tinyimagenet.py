@@ -251,8 +251,8 @@ def test_a_student_learns_from_it_with_the_teacher_cache(tmp_path):
     (tmp_path / "resnet8_t").mkdir()
     torch.save(model_dict["resnet8"](num_classes=2).state_dict(), tmp_path / "resnet8_t/teacher.pth")
     run = scripts.succeed("train_student.py", "--path_t", tmp_path / "resnet8_t/teacher.pth",
-                          "--dataset", "tinyimagenet", "--data_dir", tmp_path / "data", "--epochs", 1, "--teacher_cache", "on", "--cache_dir",
-                          tmp_path / "cache", "--save_dir", tmp_path / "save")
+                          "--dataset", "tinyimagenet", "--data_dir", tmp_path / "data", "--epochs", 1,
+                          "--teacher_cache", "on", "--cache_dir", tmp_path / "cache", "--save_dir", tmp_path / "save")
     assert "decoding 10 images" in run.stdout and "teacher cache complete: 324 views" in run.stdout
     assert "tinyimagenet, 2 training and 8 test images, 2 classes" in run.stdout
     cache = np.fromfile(scripts.only(tmp_path / "cache", "*/logits.bin"), dtype=np.float16)
