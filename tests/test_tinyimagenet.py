@@ -81,7 +81,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves `content`, or parts of it; of the next answers' bodies only as many bytes as `breaks` says are sent."""
 
     def __init__(self, content):
-        self.content, self.breaks, self.code, self.asked = content, [], None, []
+        self.content, self.breaks, self.code, self.ranges, self.asked = content, [], None, True, []
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -90,7 +90,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.asked.append(self.headers.get("Range"))
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        asked = self.headers.get("Range", "bytes=0-") if server.ranges else "bytes=0-"
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
         if server.code or start >= len(server.content):
             return self.send_error(server.code or 416)
         body = server.content[start:]
@@ -132,6 +133,12 @@ def test_a_broken_download_goes_on_where_it_broke(server, tmp_path, capsys):
     assert_as_made(load(tmp_path))
     assert server.asked == [None, "bytes=1000-", "bytes=3000-"]
     assert capsys.readouterr().out.count("trying again") == 2
+
+
+def test_a_server_that_cannot_go_on_is_asked_for_the_whole(server, tmp_path):
+    server.breaks, server.ranges = [1000], False
+    assert_as_made(load(tmp_path))
+    assert server.asked == [None, "bytes=1000-"]
 
 
 def test_what_has_come_is_kept_for_the_next_command(server, tmp_path):
