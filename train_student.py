@@ -11,6 +11,7 @@ import torch
 import dataset
 from distiller_zoo import METHODS, Setup
 from helper import cli, teacher_plan, trials
+from helper.by_class import by_class
 from helper.cuda_graph import is_captured
 from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
@@ -32,7 +33,7 @@ def main():
     if "trials" in options:
         return trials.conduct(
             options, lambda one: os.path.join(one.save_dir, FOLDERS[0], folder_name(one, teacher.name)))
-    data = dataset.load(options.dataset, options.data_dir)
+    data = dataset.from_options(options)
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")
@@ -51,8 +52,8 @@ def main():
     run = Run(options, FOLDERS, folder_name(options, teacher.name), student, data)
     if run.result is not None:
         return run.report()
-    views = dataset.TrainViews(data, device)
-    test = dataset.EvalImages(data, device)
+    views = data.train_views(device)
+    test = data.test_images(device)
     teacher.requires_grad_(False)
     teaching = teacher_plan.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
     teacher_accuracy = teacher_plan.tested(teacher, data, test, teaching.precision, options.cache_dir)
@@ -80,13 +81,14 @@ def main():
         rates(options), options.epochs, {"student": student, "objective": objective}, precision=precision,
         ahead=teacher_plan.batches_ahead(setup.teacher, objective.reads, options.batch_size, device), captured=captured)
     fit(phase, views, test, run, options)
-    run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms)})
+    run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms),
+                       **by_class(student, test, data, precision)})
     run.report()
 
 
 def probe(student, teacher, data) -> Setup:
-    """What a method may know: both nets' outputs for two images, the labels, the names."""
-    images = data.train.images[:2].float() / 255
+    """What a method may know: both nets' outputs for two black images, for their shapes; the labels, the names."""
+    images = torch.zeros(2, *data.image_shape)
     with torch.no_grad():
         out_s, out_t = (net.eval()(images, named=True) for net in (student, teacher))
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
@@ -108,7 +110,7 @@ def stage_phase(stage, method, student, teacher, precision, device, options) -> 
 
 def folder_name(o, teacher_name) -> str:
     """The published name of a student's folder."""
-    return (f"S:{o.model_s}_T:{teacher_name}_{o.dataset}_{o.distill}_r:{o.gamma}_a:{o.alpha}_b:{o.beta}"
+    return (f"S:{o.model_s}_T:{teacher_name}_{dataset.title(o)}_{o.distill}_r:{o.gamma}_a:{o.alpha}_b:{o.beta}"
             f"_intrat:{o.intra_T}_avg:{o.avg}_{o.trial}")
 
 

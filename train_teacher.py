@@ -8,6 +8,7 @@ import torch
 
 import dataset
 from helper import cli
+from helper.by_class import by_class
 from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
@@ -21,7 +22,7 @@ from models import model_dict
 def main():
     options = cli.teacher_options(sys.argv[1:])
     device = cli.device_of(options)
-    data = dataset.load(options.dataset, options.data_dir)
+    data = dataset.from_options(options)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
     net = model_dict[options.model](num_classes=len(data.classes)).to(device)
 
@@ -37,14 +38,15 @@ def main():
     phase = Phase(
         "train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
         rates(options), options.epochs, {"student": net, "objective": objective}, precision=precision)
-    fit(phase, dataset.TrainViews(data, device), dataset.EvalImages(data, device), run, options)
-    run.finish(phase, {})
+    test = data.test_images(device)
+    fit(phase, data.train_views(device), test, run, options)
+    run.finish(phase, by_class(net, test, data, precision))
     run.report()
 
 
 def folder_name(o) -> str:
     """The published name of a teacher's folder."""
-    return f"{o.model}_{o.dataset}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
+    return f"{o.model}_{dataset.title(o)}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""What a data set is: names, images and labels, all in memory."""
-from dataclasses import dataclass
+"""What a data set is: names, images and labels; all in memory, or read as they are needed (see folder.py)."""
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
 from torch import Tensor
+
+from dataset.views import EvalImages, TrainViews
 
 
 class DataError(ValueError):
@@ -18,6 +24,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: Tensor) -> Split:
+        """The samples at these places, in this order; index: (m,) int64."""
+        return Split(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,6 +35,9 @@ class Data:
 
     mean, std: per channel, of pixels scaled to [0, 1]; the normalisation of training and test
     flip: whether a training view may be mirrored (not for digits, whose mirror images are no digits)
+    note: what was done to the training set, for the run's first lines, as '; imbalance 0.01: ...'
+    shots: (classes,) int64, the training images of each class in a long tail, before label noise; else None
+    countable: whether an image has finitely many views, which TrainViews numbers
     """
 
     name: str
@@ -34,3 +47,20 @@ class Data:
     flip: bool
     train: Split
     test: Split
+    note: str = ""
+    shots: Tensor | None = None
+
+    countable: ClassVar[bool] = True
+
+    def train_views(self, device: torch.device) -> TrainViews:
+        """The training set as the loop reads it: len, labels, plan(...), batches(plan, batch_size)."""
+        return TrainViews(self, device)
+
+    def test_images(self, device: torch.device) -> EvalImages:
+        """The test set as the loop reads it: len, labels, batches(batch_size)."""
+        return EvalImages(self, device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, height, width) of what a network sees."""
+        return tuple(self.train.images.shape[1:])

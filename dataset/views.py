@@ -1,19 +1,23 @@
 """The views of images that training sees, and their order.
 
 A view of an image is: pad it by 4 black pixels, cut a window of its own size, mirror it or not.
-With CIFAR's 32x32 images that makes 9 vertical x 9 horizontal offsets x 2 = 162 views. Each equals,
-bit for bit, torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize.
-A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..161.
+That makes 9 vertical x 9 horizontal offsets x 2 = 162 views, of CIFAR's 32x32 images as of Tiny-ImageNet's
+64x64. Each equals, bit for bit, torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor,
+Normalize. A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..161.
 """
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset._base import Data
 from helper.streams import stream
+
+if TYPE_CHECKING:
+    from dataset._base import Data
 
 PADDING = 4
 OFFSETS = 2 * PADDING + 1
@@ -30,13 +34,13 @@ class Batch(NamedTuple):
     images: (B, 3, height, width) float32, normalised
     labels: (B,) int64
     index: (B,) int64, the samples' places in the training set
-    view: (B,) int64, the number of each image's view
+    view: (B,) int64, the number of each image's view; None where the views of a data set cannot be counted
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
-    view: Tensor
+    view: Tensor | None
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -82,6 +86,10 @@ class TrainViews:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch_plan of this training set."""
+        return epoch_plan(len(self), self.flip, seed, trial, phase, epoch)
 
     def gather(self, index: Tensor, view: Tensor) -> Tensor:
         """The normalised views, (B, 3, height, width) float32; index, view: (B,) int64 on the device."""

@@ -20,6 +20,7 @@ from helper.flags import (
     trial_list,
     trial_name,
     unit_float,
+    up_to_one,
 )
 from models import model_dict
 
@@ -158,6 +159,19 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--dataset", default="cifar100", choices=LOADERS, metavar="NAME",
                        help="one of " + ", ".join(LOADERS) + " (default cifar100)")
     group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
+    group.add_argument("--image_size", type=positive_int, metavar="N",
+                       help="imagenet, folder: height and width of what the nets see (default 224)")
+    group.add_argument("--skip_unreadable", action="store_true",
+                       help="tinyimagenet, imagenet, folder: read every image once at the start, and count and leave "
+                            "out those that cannot be read")
+    group.add_argument("--imbalance", type=up_to_one, default=1.0, metavar="X",
+                       help="long tail: the last class keeps X times the first one's training images, those between "
+                            "an exponential share; 1: all are kept")
+    group.add_argument("--label_noise", type=unit_float, default=0.0, metavar="P",
+                       help="part of the training labels that are replaced by another class's")
+    group.add_argument("--data_seed", type=nonnegative_int, default=0, metavar="N",
+                       help="which images --imbalance keeps and which labels --label_noise replaces; the same for all "
+                            "trials")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     group.add_argument("--amp", default="none", choices=("none", "bf16"),
                        help="bf16: the nets run in bfloat16; losses and BN statistics stay in float32")
@@ -173,7 +187,7 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA: the same bits each time, at a price; the CPU gives them anyway")
     group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
-                       help="processes that read images; data sets held in memory need none")
+                       help="processes that read images (imagenet, folder); data sets held in memory need none")
     group = parser.add_argument_group("record")
     group.add_argument("--save_dir", default="./save", metavar="DIR", help="where runs are written")
     group.add_argument("--save_freq", type=positive_int, default=40, metavar="N", help="epochs between checkpoints")

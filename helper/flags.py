@@ -20,6 +20,7 @@ positive_int = _number(int, "an integer of 1 or more", lambda v: v >= 1)
 nonnegative_int = _number(int, "an integer of 0 or more", lambda v: v >= 0)
 positive_float = _number(float, "a number above 0", lambda v: 0 < v < math.inf)
 nonnegative_float = _number(float, "a number of 0 or more", lambda v: 0 <= v < math.inf)
+up_to_one = _number(float, "a number above 0 and up to 1", lambda v: 0 < v <= 1)
 unit_float = _number(float, "a number from 0 to below 1", lambda v: 0 <= v < 1)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset import Batch, EvalImages, TrainViews, epoch_plan
+from dataset import Batch, EvalImages, TrainViews
 from helper.cuda_graph import CapturedSteps, side_stream
 from helper.errors import RunError
 from helper.fields import each
@@ -134,7 +134,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
         meters.reset()
-        plan = epoch_plan(len(views), views.flip, options.seed, options.trial, phase.name, epoch)
+        plan = views.plan(*purpose)
         phase.teacher.start_epoch(plan)
         with where():
             for step, (batch, teacher) in enumerate(lessons(phase, views, plan, options.batch_size), 1):

@@ -48,3 +48,32 @@ class Progress:
             parts += [f"train {averages.top1:.2f}", f"test {tested.top1:.2f}", f"best {best['top1']:.2f}"]
         parts += [f"{seconds:.1f} s", f"{speed:,.0f} images/s", f"{self._left(epoch, self.steps)} left"]
         print(("\r\033[K" if self.live else "") + "  ".join(parts), flush=True)
+
+
+class Counter:
+    """How far a count is: on a terminal a line that is overwritten, elsewhere a new one every 15 seconds.
+
+    what: what is being done; total: of items; first: how many are done already
+    unit, size: what is shown instead of items, as (" MB", 10**6) for bytes
+    """
+
+    def __init__(self, what: str, total: int, first: int = 0, unit: str = "", size: int = 1):
+        self.what, self.total, self.first, self.unit, self.size = what, total, first, unit, size
+        self.started = self.spoke = time.perf_counter()
+        self.live = sys.stdout.isatty()
+
+    def show(self, done: int) -> None:
+        """Say that `done` items, more than the first ones, are done, if it is time to."""
+        now = time.perf_counter()
+        if now - self.spoke < (0.5 if self.live else Progress.PAUSE):
+            return
+        self.spoke = now
+        left = clock((now - self.started) / (done - self.first) * (self.total - done))
+        line = (f"{self.what}: {100 * done / self.total:.0f}%, {done // self.size:,} of {self.total // self.size:,}"
+                f"{self.unit}, {left} left")
+        print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
+
+    def end(self) -> None:
+        """Clear the line of a terminal."""
+        if self.live:
+            print("\r\033[K", end="", flush=True)

@@ -78,7 +78,7 @@ class Run:
         decay = f", ×{o.lr_decay_rate:g} after {', '.join(map(str, o.lr_decay_epochs))}" if o.lr_decay_epochs else ""
         facts = facts | {
             "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
-                    f"{len(data.classes)} classes",
+                    f"{len(data.classes)} classes{data.note}",
             "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
             "device": _describe(device), "precision": precision.in_words(device) + (" (--fast)" if o.fast else ""),
             "folder": self.folder,
@@ -167,6 +167,8 @@ class Run:
         print(f"test accuracy: last {last['top1']:.2f} (epoch {last['epoch']}), "
               f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(self.result['seconds'])} of training; "
               f"in {self.folder}", flush=True)
+        for shots, group in self.result.get("shots", {}).items():
+            print(f"{shots}-shot test accuracy: {group['top1']:.2f} ({group['classes']} classes)", flush=True)
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted if a signal has come, once the last finished epoch's state is on the disk."""

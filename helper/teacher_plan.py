@@ -156,7 +156,9 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
     Raises UsageError where `--ikd_means all` cannot have the cache that it needs.
     """
     source, cache, facts = "live", None, {}
-    if options.teacher_cache != "off":
+    if options.teacher_cache != "off" and not data.countable:
+        facts = {"cache": f"live teacher: an image of {data.name} has views without number, which no cache can hold"}
+    elif options.teacher_cache != "off":
         if reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
@@ -174,7 +176,10 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
 
 
 def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precision, folder: str) -> Evaluation:
-    """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on."""
+    """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on. Where the
+    images are read as they are needed, they may change, and it is measured each time."""
+    if not data.countable:
+        return evaluate(teacher, test, precision)
     device = test.labels.device
     key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,
                       precision, arithmetic(device), device.type, torch.__version__)

@@ -1,6 +1,6 @@
-"""Runs scripts in processes of their own without importing PyTorch anew for each.
+"""Runs scripts in processes of their own without importing PyTorch and torchvision anew for each.
 
-Reads a JSON line {"root", "argv", "out", "err"} and answers with the pid of a fork that has PyTorch
+Reads a JSON line {"root", "argv", "out", "err"} and answers with the pid of a fork that has them
 loaded, and nothing of this repository; it runs `python argv...` in `root`, its output going to the two
 files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
 """
@@ -14,6 +14,7 @@ import traceback
 
 import sklearn.datasets  # noqa: F401
 import torch
+import torchvision.transforms.v2  # noqa: F401
 
 running, ended = set(), {}
 

@@ -1,6 +1,8 @@
 """Data and views: equal to torchvision's transforms, drawn as stated, fetched from where torchvision fetches."""
+import hashlib
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -109,6 +111,30 @@ def test_what_cannot_be_fetched_says_what_to_put_where(cifar_server, tmp_path, f
     message = str(caught.value)
     assert "\n" not in message and "cannot be fetched" in message
     assert "put cifar-100-python.tar.gz or the folder cifar-100-python into" in message and "--data_dir" in message
+
+
+def test_cifar10_is_read_as_torchvision_finds_it(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    folder = tmp_path / datasets.CIFAR10.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    pixels = [rng.integers(0, 256, (n, 3072), dtype=np.uint8) for n in (20, 10, 10)]
+    listed = [write(name, {"data": x, "labels": [i % 10 for i in range(len(x))]})
+              for name, x in zip(("data_batch_1", "data_batch_2", "test_batch"), pixels, strict=True)]
+    name, md5 = write("batches.meta", {"label_names": [f"name{i}" for i in range(10)]})
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", listed[:2])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", listed[2:])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    data = dataset.load("cifar10", str(tmp_path))
+    assert (data.name, len(data.train), len(data.test), data.classes[9]) == ("cifar10", 30, 10, "name9") and data.flip
+    assert torch.equal(data.train.images[20].flatten(), torch.from_numpy(pixels[1][0]))
+    assert data.train.labels[:20].tolist() == [*range(10), *range(10)] and data.image_shape == (3, 32, 32)
 
 
 def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):

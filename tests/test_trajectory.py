@@ -22,14 +22,15 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "trajectories.json").rea
 class RecipeBatches:
     """The golden batches, the same in every epoch, in the place of a data set's views."""
 
-    flip = False
-
     def __init__(self, seed, **sizes):
         self.fixed = [dataset.Batch(*batch, view=None) for batch in recipe.trajectory_batches(seed, **sizes)]
         self.labels = torch.cat([batch.labels for batch in self.fixed])
 
     def __len__(self):
         return len(self.labels)
+
+    def plan(self, *purpose):
+        return None
 
     def batches(self, plan, batch_size):
         return iter(self.fixed)
