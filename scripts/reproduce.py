@@ -25,6 +25,7 @@ from helper.cli import Parser
 from helper.errors import RunError, UsageError, guarded
 from helper.files import write_json
 from helper.flags import nonnegative_float, positive_float, positive_int, trial_name
+from helper.report import write_report
 from helper.runner import Display, Local, Logs, Stop, run_jobs, slots
 from helper.table import Table, pair_of, plan, reserved
 from models import load_model
@@ -190,6 +191,10 @@ def finish(table, failed, unfetched, o):
     """The report, and whether everything went well. Raises RunError where it did not."""
     done = sum(job.done for job in table.jobs)
     print(f"{done} of {len(table.jobs)} runs are done")
+    if any(job.done for job in table.students):
+        for fault in write_report(o.save_dir, o.report, table.record(), o.significance):
+            print(f"note: {fault}", file=sys.stderr)
+        print(f"the report is {os.path.join(o.report, 'report.html')}, and beside it .md, .tex, .csv and .json")
     if failed or unfetched:
         without = f"; {unfetched} had no teacher" if unfetched else ""
         raise RunError(f"{len(failed)} of {len(table.jobs)} runs failed{without}: their logs are in "
