@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from helper import curves, published
 from helper.errors import UsageError
 from helper.files import write_bytes, write_json
+from helper.hparams import write_hparams
 from helper.records import read_records
 from helper.tabulate import LEVEL, RESAMPLES, SEED, Row, rows_of, table
 
 TO_READ = {"gamma": "r", "alpha": "a", "beta": "b", "lr_decay_epochs": "decay after",
            "lr_decay_rate": "decay to", "learning_rate": "rate", "batch_size": "batch", "warm_up": "warm-up",
-           "weight_decay": "weight decay", "teacher_checkpoint": "teacher", "teacher_top1": "teacher's accuracy",
+           "weight_decay": "weight decay", "teacher_checkpoint": "teacher",
            "teacher_source": "teacher's outputs", "init_epochs": "first stage",
            "ikd_means": "class means of", "cache_dtype": "cached in"}
 FILES = ("report.md", "report.tex", "report.csv", "report.json", "report.html")
@@ -34,9 +35,10 @@ class Part:
     picture: str = ""
 
 
-def write_report(save_dir: str, out: str, asked: dict | None, with_significance: bool) -> list[str]:
+def write_report(save_dir: str, out: str, asked: dict | None, with_significance: bool, hparams: bool) -> list[str]:
     """Write FILES into the folder `out`; a line for each thing that could not be read or drawn.
 
+    hparams: whether TensorBoard's folders get what its HPARAMS page shows
     asked: what Table.record gives, so that runs that are not there are shown as missing; None: all finished runs
     Raises UsageError where there is nothing to report.
     """
@@ -54,6 +56,8 @@ def write_report(save_dir: str, out: str, asked: dict | None, with_significance:
             write_json(os.path.join(out, name), content)
         else:
             write_bytes(os.path.join(out, name), text.encode())
+    if hparams:
+        write_hparams(rows)
     if not curves.available():
         faults.append("report.html has no curves: they need matplotlib, pip install -r requirements-extras.txt")
     return faults
@@ -149,9 +153,9 @@ def published_words(figure) -> str:
 
 
 def settings_words(settings) -> str:
-    """'epochs 20, batch 64, decay after 13 15 18'; without what a method's name says."""
+    """'epochs 20, batch 64, decay after 13 15 18'; without what stands in the table."""
     return ", ".join(f"{TO_READ.get(key, key)} {_shown(value)}" for key, value in settings.items()
-                     if key != "distill" and (key, value) != ("avg", 0))
+                     if key not in ("distill", "teacher_top1") and (key, value) != ("avg", 0))
 
 
 def _shown(value):

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import train_student
@@ -36,7 +36,9 @@ class Job:
 
     name: of the run's folder; argv: after 'python'; epochs: of all its phases; settings: the parsed options
     needs: the name of the job that makes its teacher
-    pair, method, trial: its place in the table, empty for a teacher; remarks: what of it is not published
+    pair, method, variant, trial: its place in the table, empty for a teacher; variant: IKD's settings where the table
+        has several, as 'avg 3, intra_T 1'
+    remarks: what of it is not published
     """
 
     name: str
@@ -47,6 +49,7 @@ class Job:
     needs: str | None = None
     pair: str = ""
     method: str = ""
+    variant: str = ""
     trial: str = ""
     remarks: tuple[str, ...] = ()
 
@@ -60,7 +63,9 @@ class Job:
 
     @property
     def title(self) -> str:
-        return f"{self.pair} {self.method} trial {self.trial}" if self.pair else f"teacher {self.settings['model']}"
+        variant = f" ({self.variant})" if self.variant else ""
+        return (f"{self.pair} {self.method}{variant} trial {self.trial}" if self.pair
+                else f"teacher {self.settings['model']}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Table:
 
     def record(self) -> dict:
         """What report.py needs to know of runs that are not there yet, as plain data."""
-        keys = ("name", "pair", "method", "trial", "command")
+        keys = ("name", "pair", "method", "variant", "trial", "command")
         return {"title": self.title,
                 "teachers": [job.command for job in self.jobs if not job.pair],
                 "runs": [{key: getattr(job, key) for key in keys} for job in self.students]}
@@ -111,8 +116,12 @@ def plan(o: Namespace) -> Table:
         for pair in pairs:
             for spec in methods:
                 if spec not in named.get("without", {}).get(pair, []):
-                    jobs += [_student(teachers[pair.split("->")[0]], pair, spec, flags, trial, o)
-                             for flags in weights(spec, pair, avgs, temperatures)]
+                    losses = weights(spec, pair, avgs, temperatures)
+                    for flags in losses:
+                        jobs.append(_student(teachers[pair.split("->")[0]], pair, spec, flags, trial, o))
+                        if len(losses) > 1:
+                            variant = f"avg {flags['--avg']:g}, intra_T {flags['--intra_T']:g}"
+                            jobs[-1] = replace(jobs[-1], variant=variant)
     table = Table(_title(named.get("title", "Table"), o), tuple(jobs), tuple(teachers.values()))
     _refuse_other_settings(table)
     return table
@@ -217,8 +226,8 @@ def _student(teacher, pair, spec, flags, trial, o):
     stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
     name = train_student.folder_name(options, teacher.model)
     return Job(name, os.path.join(o.save_dir, "student_model", name), (_script("train_student.py"), *argv),
-               options.epochs + stage, vars(options), teacher.job.name if teacher.job else None, pair, spec, trial,
-               tuple(remarks(vars(options), pair)))
+               options.epochs + stage, vars(options), needs=teacher.job.name if teacher.job else None, pair=pair,
+               method=spec, trial=trial, remarks=tuple(remarks(vars(options), pair)))
 
 
 def _teacher(model, o):

@@ -20,11 +20,13 @@ RESAMPLES, SEED, LEVEL = 10_000, 0, 95
 class Row:
     """The finished runs of one pair and method with equal settings, by trial, and what is missing of them.
 
+    variant: IKD's settings in words, where a table has several of them
     missing: trial -> what is known of it, in words
     """
 
     pair: str
     method: str
+    variant: str
     identity: dict
     records: tuple[Record, ...]
     missing: dict[str, str]
@@ -41,29 +43,28 @@ class Row:
 def rows_of(records: list[Record], asked: list[dict] | None = None) -> list[Row]:
     """The rows of these runs, in the order of `asked`, pair by pair.
 
-    asked: the runs of a table ({"name", "pair", "method", "trial"}), finished or not; others are left out. None:
-        the rows of all finished runs.
+    asked: the runs of a table ({"name", "pair", "method", "variant", "trial"}), finished or not, and no others; None:
+        all finished runs.
     """
     by_name = {record.name: record for record in records}
     if asked is None:
-        asked = [{"name": r.name, "pair": r.pair, "method": r.method, "trial": r.trial} for r in records if r.result]
-    groups, missing = {}, {}
+        asked = [{"name": r.name, "pair": r.pair, "method": r.method, "variant": "", "trial": r.trial}
+                 for r in records if r.result]
+    groups, missing, order = {}, {}, {}
     for run in asked:
-        record = by_name.get(run["name"])
-        place = run["pair"], run["method"], run["name"].removesuffix(f"_{run['trial']}")
+        record, place = by_name.get(run["name"]), (run["pair"], run["method"], run["variant"])
+        order.setdefault(place, len(order))
         if record is not None and record.result:
-            groups.setdefault((*place, repr(sorted(record.identity.items(), key=str))), []).append(record)
+            key = *place, repr(sorted(record.identity.items(), key=str))
+            groups.setdefault(key, []).append(record)
         else:
             missing.setdefault(place, {})[run["trial"]] = _state(record)
     for place in missing:  # a row of which nothing is there is a row all the same
-        if not any(key[:3] == place for key in groups):
+        if not any(key[:-1] == place for key in groups):
             groups[(*place, "")] = []
     pairs = list(dict.fromkeys(run["pair"] for run in asked))
-    order = {(run["pair"], run["method"], run["name"].removesuffix(f"_{run['trial']}")): i
-             for i, run in reversed(list(enumerate(asked)))}
-    keys = sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:3]], key[3]))
-    return [Row(key[0], key[1], groups[key][0].identity if groups[key] else {}, tuple(groups[key]),
-                missing.get(key[:3], {})) for key in keys]
+    return [Row(*key[:3], groups[key][0].identity if groups[key] else {}, tuple(groups[key]), missing.get(key[:-1], {}))
+            for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1]))]
 
 
 def _state(record):
@@ -192,7 +193,7 @@ def name_in(row: Row, rows: list[Row]) -> str:
     """The method's name, with the settings that tell it from other rows of the same name and pair."""
     same = [other for other in rows if (other.pair, other.method) == (row.pair, row.method)]
     keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
-    told = ", ".join(f"{key} {row.identity[key]}" for key in keys)
+    told = ", ".join(f"{key} {row.identity[key]}" for key in keys) or row.variant
     return f"{row.method} ({told})" if told else row.method
 
 

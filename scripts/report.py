@@ -14,6 +14,8 @@ from helper.cli import Parser
 from helper.errors import UsageError, guarded
 from helper.report import FILES, write_report
 
+RUN = ("name", "pair", "method", "variant", "trial")
+
 
 def main():
     parser = Parser(prog="report.py", description="Write the report of the runs under a folder.")
@@ -23,10 +25,12 @@ def main():
     parser.add_argument("--out", metavar="DIR", help="where the report goes (default SAVE_DIR/report, or beside FILE)")
     parser.add_argument("--significance", action="store_true",
                         help="paired differences between methods over common trials, with a bootstrap interval")
+    parser.add_argument("--hparams", action="store_true",
+                        help="write the runs' settings into their TensorBoard folders, for its HPARAMS page")
     o = parser.parse_args()
     asked = read_table(o.table) if o.table else None
     out = o.out or (os.path.dirname(o.table) if o.table else os.path.join(o.save_dir, "report"))
-    for fault in write_report(o.save_dir, out, asked, o.significance):
+    for fault in write_report(o.save_dir, out, asked, o.significance, o.hparams):
         print(f"note: {fault}", file=sys.stderr)
     print(f"{', '.join(FILES)} are in {out}")
 
@@ -35,8 +39,7 @@ def read_table(path):
     """What reproduce.py wrote. Raises UsageError."""
     try:
         asked = json.loads(Path(path).read_text())
-        return {"title": asked["title"], "runs": [{key: run[key] for key in ("name", "pair", "method", "trial")}
-                                                  for run in asked["runs"]]}
+        return {"title": asked["title"], "runs": [{key: run[key] for key in RUN} for run in asked["runs"]]}
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): name the table.json of reproduce.py") from None
     except (ValueError, KeyError, TypeError):

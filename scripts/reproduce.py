@@ -7,6 +7,7 @@ python scripts/reproduce.py --pairs resnet14:resnet8 --methods ce,kd --dataset d
 
 The same command again goes on with what is unfinished, leaves what is done, and tries again what failed.
 """
+import argparse
 import os
 import shlex
 import subprocess
@@ -22,9 +23,10 @@ from dataset import LOADERS
 from distiller_zoo import METHODS
 from helper import published
 from helper.cli import Parser
+from helper.cluster import Slurm
 from helper.errors import RunError, UsageError, guarded
 from helper.files import write_json
-from helper.flags import nonnegative_float, positive_float, positive_int, trial_name
+from helper.flags import nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
 from helper.report import write_report
 from helper.runner import Display, Local, Logs, Stop, run_jobs, slots
 from helper.table import Table, pair_of, plan, reserved
@@ -92,6 +94,13 @@ def options_of(argv):
                                                        "SAVE_DIR/report_NAME with --table)")
     group.add_argument("--jobs", type=positive_int, metavar="K",
                        help="runs at a time, on each GPU where there are any (default: one a GPU, one a core)")
+    group.add_argument("--slurm", metavar="PARTITION",
+                       help="run on a cluster: job arrays of this partition, through Slurm by submitit")
+    group.add_argument("--time", type=_minutes, default="1-0:00:00", metavar="TIME",
+                       help="with --slurm, of a job, as sbatch has it: minutes, H:MM:SS or D-H:MM:SS; a run that needs "
+                            "more goes on in a further job (default 1-0:00:00)")
+    group.add_argument("--gpus", type=nonnegative_int, default=1, metavar="N", help="with --slurm, of a job")
+    group.add_argument("--cpus", type=positive_int, default=4, metavar="N", help="with --slurm, of a job")
     group.add_argument("--dry_run", action="store_true", help="print the command lines, and do nothing")
     group.add_argument("--significance", action="store_true", help="the report compares methods over common trials")
     o = parser.parse_args(_joined(argv))
@@ -121,6 +130,16 @@ def _list(kind):
 
 def _pair(text):
     return pair_of(text)
+
+
+def _minutes(text):
+    """sbatch's time in minutes, at least 1: '90', '1:30:00', '1-0:00:00'."""
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]) or len(parts) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time such as 90 (minutes), 1:30:00 or 1-0:00:00")
+    hours, minutes = (0, int(rest)) if len(parts) == 1 else (int(parts[0]), int(parts[1]) + (int(parts[2]) > 0))
+    return max(1, (int(days or 0) * 24 + hours) * 60 + minutes)
 
 
 def dry_run(table: Table, to_fetch, o) -> list[str]:
@@ -171,6 +190,9 @@ def fetch(teachers, o) -> set[str]:
 
 def backend_of(jobs, logs, o):
     left = [job for job in jobs if not job.done]
+    if o.slurm:
+        print(f"on Slurm's partition {o.slurm}: {o.gpus} GPUs and {o.cpus} cores a job", flush=True)
+        return Slurm(o.slurm, o.time, o.gpus, o.cpus, logs)
     gpus = [] if any(job.settings["device"] == "cpu" for job in left) else _gpus()
     found = slots(o.jobs, left, gpus)
     if left:
@@ -192,7 +214,7 @@ def finish(table, failed, unfetched, o):
     done = sum(job.done for job in table.jobs)
     print(f"{done} of {len(table.jobs)} runs are done")
     if any(job.done for job in table.students):
-        for fault in write_report(o.save_dir, o.report, table.record(), o.significance):
+        for fault in write_report(o.save_dir, o.report, table.record(), o.significance, hparams=True):
             print(f"note: {fault}", file=sys.stderr)
         print(f"the report is {os.path.join(o.report, 'report.html')}, and beside it .md, .tex, .csv and .json")
     if failed or unfetched:
