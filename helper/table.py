@@ -1,4 +1,5 @@
 """What a table is made of: pairs x methods x trials, each one command line with the weights of its pair."""
+import argparse
 import json
 import math
 import os
@@ -316,10 +317,11 @@ def _refuse_other_settings(table):
 
 
 def pair_of(text: str) -> str:
-    """'resnet56:resnet20' -> 'resnet56->resnet20'. Raises UsageError."""
+    """'resnet56:resnet20' -> 'resnet56->resnet20': a type of argparse."""
     nets = text.replace("->", ":").split(":")
     if len(nets) != 2 or any(net not in model_dict for net in nets):
-        raise UsageError(f"'{text}' is not a pair such as resnet56:resnet20, of {', '.join(model_dict)}")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a pair such as resnet56:resnet20; the nets are "
+                                         f"{', '.join(model_dict)}")
     return "->".join(nets)
 
 

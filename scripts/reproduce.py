@@ -63,7 +63,7 @@ def options_of(argv):
     group.add_argument("--table", default="", choices=["", *published.TABLES], metavar="NAME",
                        help="pairs and methods of a published table: " + ", ".join(
                            f"{name} ({table['title']})" for name, table in published.TABLES.items()))
-    group.add_argument("--pairs", type=_list(_pair), metavar="T:S,T:S", help="teacher:student, ...")
+    group.add_argument("--pairs", type=_list(pair_of), metavar="T:S,T:S", help="teacher:student, ...")
     group.add_argument("--methods", type=_list(str), metavar="LIST",
                        help="ce (cross-entropy alone) or any of " + ", ".join(METHODS) + "; each with +KD, +IKD or "
                             "both added, as in ce,kd,dkd+IKD,crd+KD")
@@ -126,10 +126,6 @@ def _list(kind):
 
     parse.__name__ = "list"
     return parse
-
-
-def _pair(text):
-    return pair_of(text)
 
 
 def _minutes(text):
