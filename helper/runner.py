@@ -153,6 +153,9 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
             running.remove(job)
             if job.done:
                 logs.mark(job, None)
+            elif held(job.folder):  # another process, working on the same table, was quicker
+                waiting.append(job)
+                continue
             else:
                 failed[job.name] = logs.reason(job, code)
                 logs.mark(job, failed[job.name])
