@@ -1,11 +1,33 @@
-"""Published test accuracies on CIFAR-100, to hold a teacher against.
+"""What is published on CIFAR-100, with its sources: accuracies, weights of the losses, the tables' pairs.
 
-RepDistiller's README (Tian, Krishnan and Isola, ICLR 2020): the checkpoints that it publishes.
+published.json is the one place for these facts. Accuracies are test accuracies in percent by pair
+("resnet56->resnet20") and method; a source says whether its figures are of the last or of the best epoch.
 """
+import json
+from pathlib import Path
+from typing import NamedTuple
 
-TEACHERS = {"wrn_40_2": 75.61, "resnet56": 72.34, "resnet110": 74.31, "resnet32x4": 79.42, "vgg13": 74.64,
-            "ResNet50": 79.34}
+_FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
+DATASET = "cifar100"
+SOURCES, ACCURACY, WEIGHTS = _FACTS["sources"], _FACTS["accuracy"], _FACTS["weights"]
+ADDED_KD, IKD, TABLES, REMARKS = (_FACTS[key] for key in ("added_kd", "ikd", "tables", "remarks"))
+# The checkpoints that RepDistiller publishes.
+TEACHERS = {pair.split("->")[0]: row["teacher"][0] for pair, row in ACCURACY.items()}
 FAR = 0.5
+
+
+class Figure(NamedTuple):
+    """A published accuracy in percent; source: a key of SOURCES; epoch: 'last', 'best' or 'not stated'."""
+
+    top1: float
+    source: str
+    epoch: str
+
+
+def figure(dataset: str, pair: str, method: str) -> Figure | None:
+    """The published accuracy of `method` ('teacher', 'ce', 'kd', ...) for a pair, if there is one."""
+    found = ACCURACY.get(pair, {}).get(method) if dataset == DATASET else None
+    return Figure(*found, SOURCES[found[1]]["figure"]) if found else None
 
 
 def teacher_warning(name: str, dataset: str, top1: float) -> str | None:
@@ -13,7 +35,7 @@ def teacher_warning(name: str, dataset: str, top1: float) -> str | None:
 
     name: the model's; top1: its measured accuracy, in percent
     """
-    published = TEACHERS.get(name) if dataset == "cifar100" else None
+    published = TEACHERS.get(name) if dataset == DATASET else None
     if published is None or abs(top1 - published) <= FAR:
         return None
     return (f"this teacher tests at {top1:.2f}, the published {name} at {published:.2f}: "

@@ -1,0 +1,282 @@
+"""Running the jobs of a table: which is next, which has failed, how far they are, and how they are stopped."""
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from helper.errors import Interrupted
+from helper.progress import clock
+from helper.table import Job
+
+
+class Logs:
+    """What runs print, a file each, and beside it a line for a run that failed."""
+
+    def __init__(self, save_dir: str):
+        self.folder = Path(save_dir) / "logs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, job: Job) -> Path:
+        return self.folder / f"{job.name}.log"
+
+    def _mark(self, job):
+        return self.folder / f"{job.name}.failed"
+
+    def failed(self, job: Job) -> bool:
+        """Whether it failed when it was last tried."""
+        return self._mark(job).exists()
+
+    def mark(self, job: Job, reason: str | None) -> None:
+        """Remember that it failed, or with None that it did not."""
+        self._mark(job).unlink(missing_ok=True)
+        if reason is not None:
+            self._mark(job).write_text(reason + "\n")
+
+    def reason(self, job: Job, code: int | None) -> str:
+        """Why it failed: its own line of error, else its last one."""
+        text = self.path(job).read_text(errors="replace") if self.path(job).exists() else ""
+        lines = [line.strip() for line in text.split("\n$ ")[-1].splitlines()[1:] if line.strip()]
+        own = [line for line in lines if line.startswith("error: ")]
+        if own:
+            return own[-1].removeprefix("error: ")
+        ended = "" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return "; ".join(part for part in (ended, *lines[-1:]) if part) or "it never began"
+
+
+class Stop:
+    """Listens for SIGINT and SIGTERM; a second one is passed on to `again`, once it is set."""
+
+    def __init__(self):
+        self.signum, self.again = None, None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum, frame):
+        if self.signum is not None and self.again is not None:
+            self.again()
+        self.signum = signum
+
+
+class Local:
+    """Runs jobs on this machine, in as many processes as there are slots.
+
+    slots: for each, what its processes' environment has beside this one's, as {"CUDA_VISIBLE_DEVICES": "1"}
+    """
+
+    PATIENCE = 0.1
+
+    def __init__(self, slots: list[dict[str, str]], logs: Logs):
+        self.slots, self.logs = slots, logs
+        self.running: dict[int, tuple[Job, subprocess.Popen]] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self.slots) - len(self.running)
+
+    def state(self, job: Job) -> str:
+        return "running"
+
+    def start(self, jobs: list[Job]) -> None:
+        """Start as many jobs, at most `free`."""
+        for job in jobs:
+            slot = min(set(range(len(self.slots))) - set(self.running))
+            with open(self.logs.path(job), "ab") as log:
+                log.write(f"\n$ {job.command}\n".encode())
+                log.flush()
+                # In a session of its own: Ctrl-C at the terminal reaches this process alone, which passes it on once.
+                process = subprocess.Popen([sys.executable, *job.argv], stdin=subprocess.DEVNULL, stdout=log,
+                                           stderr=subprocess.STDOUT, start_new_session=True,
+                                           preexec_fn=_end_with_parent, env=os.environ | self.slots[slot])
+            self.running[slot] = job, process
+
+    def ended(self) -> list[tuple[Job, int]]:
+        """The jobs that have ended since it was last asked, with their exit codes."""
+        over = [(slot, job, process.returncode) for slot, (job, process) in self.running.items()
+                if process.poll() is not None]
+        for slot, _, _ in over:
+            del self.running[slot]
+        return [(job, code) for _, job, code in over]
+
+    def stop(self, stop: Stop) -> str:
+        """Ask every run to save and to end, and wait for them; a second signal ends them at once."""
+        processes = [process for _, process in self.running.values()]
+        stop.again = lambda: [process.kill() for process in processes]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        return f"{len(processes)} running {'run has' if len(processes) == 1 else 'runs have'} been stopped"
+
+
+def _end_with_parent():
+    """In the child, on Linux: SIGTERM (it saves and ends) when the parent is killed with no chance to say so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def slots(per_device: int | None, jobs: list[Job], gpus: list[str]) -> list[dict[str, str]]:
+    """An environment for each run that is to go on at a time.
+
+    per_device: runs at a time on a GPU, or on the processor where there is none; None: one a GPU, one a core
+    gpus: what CUDA_VISIBLE_DEVICES calls them; empty for the processor
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if gpus:
+        found = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_device or 1) for gpu in gpus]
+    else:
+        found = [{} for _ in range(per_device or cores)]
+    found = found[: max(1, len(jobs))]
+    if "OMP_NUM_THREADS" in os.environ:
+        return found
+    return [slot | {"OMP_NUM_THREADS": str(max(1, cores // len(found)))} for slot in found]
+
+
+def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display") -> dict[str, str]:
+    """Run what is not done; the names of the jobs that failed, each with the reason.
+
+    backend: Local or cluster.Slurm
+    Raises Interrupted once everything is stopped.
+    """
+    by_name, failed = {job.name: job for job in jobs}, {}
+    running, waiting = [], [job for job in jobs if not job.done]
+    while waiting or running:
+        if stop.signum is not None:
+            display.say(backend.stop(stop))
+            raise Interrupted(stop.signum)
+        for job, code in backend.ended():
+            running.remove(job)
+            if job.done:
+                logs.mark(job, None)
+            elif held(job.folder):  # another process, working on the same table, was quicker
+                waiting.append(job)
+                continue
+            else:
+                failed[job.name] = logs.reason(job, code)
+                logs.mark(job, failed[job.name])
+            display.ended(job, failed.get(job.name))
+        for job in [job for job in waiting if job.needs in failed]:
+            failed[job.name] = "its teacher failed"
+            display.ended(job, failed[job.name])
+        # Done: by another process that works on the same table.
+        waiting = [job for job in waiting if job.name not in failed and not job.done]
+        ready = []
+        for job in waiting:
+            if len(ready) == backend.free:
+                break
+            if (job.needs is None or by_name[job.needs].done) and not held(job.folder):
+                ready.append(job)
+        if ready:
+            backend.start(ready)
+            running += ready
+            waiting = [job for job in waiting if job not in ready]
+            display.started(ready)
+        display.show(running, waiting, failed, backend)
+        time.sleep(backend.PATIENCE)
+    display.close()
+    return failed
+
+
+def held(folder: str) -> bool:
+    """Whether another process trains in this run's folder (as helper.files.lock_folder tells)."""
+    try:
+        with open(os.path.join(folder, ".lock"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+def progress_of(job: Job) -> tuple[int, float | None]:
+    """How many epochs a run has behind it, of all its phases, and its last test accuracy."""
+    try:
+        lines = Path(job.folder, "log.jsonl").read_bytes().splitlines()
+        return len(lines), json.loads(lines[-1]).get("test_top1") if lines else None
+    except (OSError, ValueError):
+        return 0, None
+
+
+class Display:
+    """How far a table is. On a terminal a block of lines that is drawn anew; elsewhere a line for each run that
+    ends, and now and then one for all."""
+
+    PAUSE_LIVE, PAUSE = 0.5, 30
+
+    def __init__(self, jobs: list[Job]):
+        self.jobs, self.live = jobs, sys.stdout.isatty()
+        self.drawn, self.shown = 0, 0.0
+        self.begun: dict[str, tuple[float, int]] = {}
+        self.speeds: dict[str, tuple[str, float]] = {}  # by name: pair, seconds an epoch
+        self.done = {job.name for job in jobs if job.done}
+
+    def say(self, text: str) -> None:
+        self._erase()
+        print(text, flush=True)
+
+    def started(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.begun[job.name] = time.monotonic(), progress_of(job)[0]
+
+    def ended(self, job: Job, reason: str | None) -> None:
+        if reason is not None:
+            return self.say(f"failed  {job.title}: {reason}")
+        self.done.add(job.name)
+        result = json.loads(Path(job.folder, "result.json").read_text())
+        self.say(f"{len(self.done):>{len(str(len(self.jobs)))}}/{len(self.jobs)}  {job.title}: last "
+                 f"{result['last']['top1']:.2f}, best {result['best']['top1']:.2f}; {clock(result['seconds'])}")
+
+    def show(self, running, waiting, failed, backend) -> None:
+        now = time.monotonic()
+        if now - self.shown < (self.PAUSE_LIVE if self.live else self.PAUSE):
+            return
+        first, self.shown = not self.shown, now
+        progress = {job.name: progress_of(job) for job in running}
+        for job in running:
+            begun, before = self.begun[job.name]
+            if progress[job.name][0] > before and backend.state(job) == "running":
+                self.speeds[job.name] = job.pair, (now - begun) / (progress[job.name][0] - before)
+        head = (f"{len(self.done)} done, {len(running)} running, {len(waiting)} left"
+                + (f", {len(failed)} failed" if failed else "") + f"; {len(self.jobs)} in all"
+                + self._left(progress, waiting))
+        rows = [f"{job.title}: {backend.state(job)}, epoch {epoch}/{job.epochs}"
+                + (f", test {top1:.2f}" if top1 is not None else "")
+                for job, (epoch, top1) in ((job, progress[job.name]) for job in running)]
+        if not self.live:
+            if not first:
+                print("; ".join([head, *rows]), flush=True)
+            return
+        self._erase()
+        columns, height = shutil.get_terminal_size()
+        rows = rows[: max(1, height - 3)]
+        print("\n".join(line[: columns - 1] for line in [head, *(f"  {row}" for row in rows)]), flush=True)
+        self.drawn = 1 + len(rows)
+
+    def close(self) -> None:
+        self._erase()
+
+    def _erase(self):
+        if self.drawn:
+            print(f"\033[{self.drawn}A\033[J", end="", flush=True)
+            self.drawn = 0
+
+    def _left(self, progress, waiting):
+        """Epochs still to train, at the speed of their pair, or of any; over the runs that go on at a time."""
+        if not self.speeds:
+            return ""
+        speeds = [speed for _, speed in self.speeds.values()]
+
+        def cost(job, epochs):
+            same = [speed for pair, speed in self.speeds.values() if pair == job.pair] or speeds
+            return max(job.epochs - epochs, 0) * sum(same) / len(same)
+
+        by_name = {job.name: job for job in self.jobs}
+        seconds = [cost(by_name[name], epochs) for name, (epochs, _) in progress.items()]
+        total = sum(seconds) + sum(cost(job, progress_of(job)[0]) for job in waiting)
+        return f", {clock(max([total / max(len(progress), 1), *seconds]))} left"

@@ -1,0 +1,202 @@
+"""A table from records of runs: rows of equal settings, means and deviations over trials, paired differences."""
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from helper import published
+from helper.cli import student_options
+from helper.records import Record
+from helper.table import remarks
+
+# What makes a method: told row by row. Rows that differ in nothing else but where the teacher's outputs come from
+# are compared with each other.
+LOSS = {"distill", "gamma", "alpha", "beta", "avg", "intra_T", "ikd_means", "kd_T", "init_epochs"}
+SOURCE = {"teacher_source", "cache_dtype"}
+RESAMPLES, SEED, LEVEL = 10_000, 0, 95
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of one pair and method with equal settings, by trial, and what is missing of them.
+
+    variant: IKD's settings in words, where a table has several of them
+    missing: trial -> what is known of it, in words
+    """
+
+    pair: str
+    method: str
+    variant: str
+    identity: dict
+    records: tuple[Record, ...]
+    missing: dict[str, str]
+
+    def values(self, epoch: str) -> list[float]:
+        """The test accuracies in percent at the 'last' or the 'best' epoch, a trial an element."""
+        return [record.result[epoch]["top1"] for record in self.records]
+
+    @property
+    def teacher_top1(self) -> list[float]:
+        return sorted({record.result["teacher_top1"] for record in self.records})
+
+
+def rows_of(records: list[Record], asked: list[dict] | None = None) -> list[Row]:
+    """The rows of these runs, in the order of `asked`, pair by pair.
+
+    asked: the runs of a table ({"name", "pair", "method", "variant", "trial"}), finished or not, and no others; None:
+        all finished runs.
+    """
+    by_name = {record.name: record for record in records}
+    if asked is None:
+        asked = [{"name": r.name, "pair": r.pair, "method": r.method, "variant": "", "trial": r.trial}
+                 for r in records if r.result]
+    groups, missing, order = {}, {}, {}
+    for run in asked:
+        record, place = by_name.get(run["name"]), (run["pair"], run["method"], run["variant"])
+        order.setdefault(place, len(order))
+        if record is not None and record.result:
+            key = *place, repr(sorted(record.identity.items(), key=str))
+            groups.setdefault(key, []).append(record)
+        else:
+            missing.setdefault(place, {})[run["trial"]] = _state(record)
+    for place in missing:  # a row of which nothing is there is a row all the same
+        if not any(key[:-1] == place for key in groups):
+            groups[(*place, "")] = []
+    pairs = list(dict.fromkeys(run["pair"] for run in asked))
+    return [Row(*key[:3], groups[key][0].identity if groups[key] else {}, tuple(groups[key]), missing.get(key[:-1], {}))
+            for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1]))]
+
+
+def _state(record):
+    if record is None:
+        return "not begun"
+    total = record.settings["epochs"]
+    done = sum(line["phase"] == "train" for line in record.log)
+    return f"unfinished, {done} of {total} epochs"
+
+
+def spread(values: list[float]) -> dict:
+    """mean, sample standard deviation (None for one value), n."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None,
+            "n": len(values)} if values else {"mean": None, "std": None, "n": 0}
+
+
+def compared(row: Row) -> dict | None:
+    """The published figure of a row's place, and what the row's is more than that: last with last, best with best;
+    where it is not stated which, the last."""
+    figure = published.figure(row.identity.get("dataset", ""), row.pair, row.method)
+    if figure is None:
+        return None
+    ours = spread(row.values("best" if figure.epoch == "best" else "last"))["mean"]
+    return {"top1": figure.top1, "source": figure.source, "epoch": figure.epoch, "difference": ours - figure.top1}
+
+
+def table(title: str, rows: list[Row], with_significance: bool) -> dict:
+    """Everything that a report shows, as plain data: what report.json holds."""
+    full = [row for row in rows if row.records]
+    common = _shared(full)
+    sources = sorted({c["source"] for row in full if (c := compared(row))} | {
+        f.source for row in full if (f := published.figure(row.identity["dataset"], row.pair, "teacher"))})
+    return {
+        "title": title,
+        "cautions": cautions(full),
+        "pairs": [_pair(pair, [row for row in rows if row.pair == pair], common)
+                  for pair in dict.fromkeys(row.pair for row in rows)],
+        "settings": common,
+        "sources": {key: published.SOURCES[key] for key in sources},
+        "significance": significance(full) if with_significance else None,
+        "versions": {"torch": sorted({r.torch for row in full for r in row.records}),
+                     "commit": sorted({r.commit for row in full for r in row.records if r.commit})},
+        "commands": [record.command for row in full for record in row.records],
+    }
+
+
+def _pair(pair, rows, common):
+    full = [row for row in rows if row.records]
+    own = {key: value for key, value in _shared(full).items() if key not in common}
+    figure = published.figure(full[0].identity["dataset"], pair, "teacher") if full else None
+    return {
+        "pair": pair,
+        "settings": own,
+        "teacher_top1": sorted({top1 for row in rows for top1 in row.teacher_top1}),
+        "teacher_published": figure and {"top1": figure.top1, "source": figure.source, "epoch": figure.epoch},
+        "rows": [{
+            "method": row.method,
+            "name": name_in(row, rows),
+            "settings": {key: value for key, value in row.identity.items() if key not in common | own},
+            "trials": [record.trial for record in row.records],
+            "last": spread(row.values("last")) | {"values": row.values("last")},
+            "best": spread(row.values("best")) | {"values": row.values("best")},
+            "published": compared(row) if row.records else None,
+            "remarks": remarks(row.records[0].settings, pair) if row.records else [],
+            "missing": row.missing,
+            "runs": [record.name for record in row.records],
+        } for row in rows],
+    }
+
+
+def _shared(rows):
+    """The settings that all rows have alike; those of the loss are always told row by row."""
+    return {key: value for key, value in (rows[0].identity.items() if rows else ()) if key not in LOSS
+            and all(key in row.identity and row.identity[key] == value for row in rows)}
+
+
+def cautions(rows: list[Row]) -> list[str]:
+    """What a reader must know before the figures: in which respect they are no reproduction."""
+    said, usual = [], student_options(["--path_t", "-"])
+    epochs = sorted({row.identity["epochs"] for row in rows} - {usual.epochs})
+    datasets = sorted({row.identity["dataset"] for row in rows} - {published.DATASET})
+    if datasets:
+        said.append(f"On {', '.join(datasets)}, for which nothing is published: no reproduction of any table.")
+    if epochs:
+        said.append(f"Trained for {', '.join(map(str, epochs))} epochs; the published schedule has {usual.epochs}: "
+                    "no reproduction of the published figures.")
+    if any(row.identity["warm_up"] > 1 for row in rows) and not datasets:
+        said.append("With a warm-up of the rate, as in IKD's code; the benchmark that most published figures are of "
+                    "has none.")
+    trials = min((len(row.records) for row in rows), default=0)
+    if rows and trials < 3:
+        said.append(f"Some rows have {trials} trial{'s' * (trials != 1)}: published figures are means of 3 to 5.")
+    return said
+
+
+def significance(rows: list[Row]) -> list[dict]:
+    """Paired differences of the last accuracy between methods of one pair, over the trials that both have.
+
+    interval: of the mean, by the percentile bootstrap over trials; None for fewer than 2
+    """
+    found = []
+    for i, row in enumerate(rows):
+        for other in rows[i + 1:]:
+            if other.pair != row.pair or not _comparable(row.identity, other.identity):
+                continue
+            mine, theirs = ({r.trial: r.result["last"]["top1"] for r in x.records} for x in (row, other))
+            common = [trial for trial in mine if trial in theirs]
+            if not common:
+                continue
+            differences = np.array([theirs[trial] - mine[trial] for trial in common])
+            found.append({"pair": row.pair, "method": name_in(other, rows), "against": name_in(row, rows),
+                          "trials": common, "mean": float(differences.mean()), "interval": bootstrap(differences)})
+    return found
+
+
+def bootstrap(values: np.ndarray) -> list[float] | None:
+    """The percentile interval of the mean at LEVEL percent, from RESAMPLES resamples drawn with SEED."""
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
+    outside = (100 - LEVEL) / 2
+    return [float(x) for x in np.percentile(values[draws].mean(1), [outside, 100 - outside])]
+
+
+def name_in(row: Row, rows: list[Row]) -> str:
+    """The method's name, with the settings that tell it from other rows of the same name and pair."""
+    same = [other for other in rows if (other.pair, other.method) == (row.pair, row.method)]
+    keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
+    told = ", ".join(f"{key} {row.identity[key]}" for key in keys) or row.variant
+    return f"{row.method} ({told})" if told else row.method
+
+
+def _comparable(a, b):
+    shared = (set(a) & set(b)) - LOSS - SOURCE
+    return all(a[key] == b[key] for key in shared)

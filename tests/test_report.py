@@ -1,0 +1,276 @@
+"""The report, from run folders such as helper/run.py writes: its figures, what it keeps apart, what it says."""
+import csv
+import json
+import re
+import statistics
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from helper import published
+from helper.cli import student_options
+from helper.hparams import write_hparams
+from helper.records import label, read_records
+from helper.report import FILES, latex, write_report
+from helper.tabulate import RESAMPLES, SEED, bootstrap, rows_of, table
+from tests import scripts
+from train_student import folder_name
+
+PAIR = "resnet56->resnet20"
+
+
+def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finished=True, **settings):
+    """A run's folder: what train_student.py with these flags would leave, with these test accuracies by epoch."""
+    options = student_options(["--path_t", f"save/models/{teacher}_vanilla/ckpt_epoch_240.pth", "--model_s", "resnet20",
+                               "--epochs", str(len(tops)), *flags.split()])
+    held = vars(options) | {"device": "cpu", "teacher_source": "live"} | settings
+    folder = save / "student_model" / folder_name(options, teacher)
+    folder.mkdir(parents=True)
+    best = max(range(len(tops)), key=lambda i: tops[i])
+    (folder / "args.json").write_text(json.dumps({
+        "settings": held, "facts": {}, "command": f"python train_student.py {flags}", "commit": "0" * 40,
+        "versions": {"python": "3.11", "torch": "2.11.0"}, "started": "2026-01-01T00:00:00+0000"}))
+    (folder / "log.jsonl").write_text("".join(
+        json.dumps({"phase": "train", "epoch": i + 1, "test_top1": top1}) + "\n" for i, top1 in enumerate(tops)))
+    if finished:
+        (folder / "result.json").write_text(json.dumps({
+            "last": {"epoch": len(tops), "top1": tops[-1], "top5": 90.0},
+            "best": {"epoch": best + 1, "top1": tops[best], "top5": 90.0}, "seconds": 60.0, "teacher": teacher,
+            "teacher_top1": teacher_top1, "terms": ["ce"]}))
+    (save / "student_tensorboards" / folder.name).mkdir(parents=True)
+    return folder
+
+
+KD = "--distill kd -r 0.1 -a 0.9"
+IKD = "--distill dkd -r 1 -a 1 -b 2 --avg 6.5 --intra_T 1.0"
+KD_TOPS = {"1": [50.0, 71.0, 70.0], "2": [51.0, 70.0, 71.0], "3": [52.0, 69.0, 69.5]}
+IKD_TOPS = {"1": [53.0, 70.0, 71.5], "2": [53.0, 71.9, 71.9]}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Three trials of kd, two of dkd+IKD."""
+    for flags, trials in ((KD, KD_TOPS), (IKD, IKD_TOPS)):
+        for trial, tops in trials.items():
+            write_run(tmp_path, f"{flags} --trial {trial}", tops)
+    return tmp_path
+
+
+def asked(*flags_of_runs):
+    """A table as reproduce.py records it."""
+    runs = []
+    for flags in flags_of_runs:
+        options = student_options(["--path_t", "t", "--model_s", "resnet20", *flags.split()])
+        runs.append({"name": folder_name(options, "resnet56"), "pair": PAIR, "method": label(vars(options)),
+                     "variant": "", "trial": options.trial})
+    return {"title": "Asked", "runs": runs}
+
+
+def content_of(save, wanted=None, significance=False):
+    records, faults = read_records(save)
+    assert faults == []
+    return table("T", rows_of(records, wanted and wanted["runs"]), significance)
+
+
+def rows(content):
+    return {row["name"]: row for block in content["pairs"] for row in block["rows"]}
+
+
+@pytest.mark.parametrize("flags, name", [
+    ("--distill kd -r 1 -a 0", "ce"), ("--distill kd -r 1 -a 0 --avg 2", "ce+IKD"), (KD, "kd"), (IKD, "dkd+IKD"),
+    ("--distill crd -a 1 -b 0.8", "crd+KD"), ("--distill hint -a 1 --avg 1", "hint+KD+IKD"),
+    ("--distill abound", "abound"), ("--distill nkd", "nkd"), ("--distill wttm", "wttm")])
+def test_a_run_is_named_by_its_loss(flags, name):
+    assert label(vars(student_options(["--path_t", "t", *flags.split()]))) == name
+
+
+def test_means_and_sample_deviations_of_last_and_best(save):
+    row = rows(content_of(save))["kd"]
+    last, best = [70.0, 71.0, 69.5], [71.0, 71.0, 69.5]
+    assert row["last"] == {"mean": statistics.fmean(last), "std": statistics.stdev(last), "n": 3, "values": last}
+    assert (row["best"]["mean"], row["best"]["std"]) == (statistics.fmean(best), statistics.stdev(best))
+    assert row["last"]["std"] == pytest.approx(np.std(last, ddof=1))
+
+
+def test_last_is_held_against_last_and_best_against_best(save):
+    found = rows(content_of(save))
+    kd, dkd = published.figure("cifar100", PAIR, "kd"), published.figure("cifar100", PAIR, "dkd")
+    assert (kd.epoch, dkd.epoch) == ("last", "best")
+    assert found["kd"]["published"]["difference"] == pytest.approx(statistics.fmean([70.0, 71.0, 69.5]) - kd.top1)
+    assert found["dkd+IKD"]["published"] is None  # of no IKD run is there a published accuracy
+    for trial, tops in IKD_TOPS.items():
+        write_run(save, f"--distill dkd -r 1 -a 1 -b 2 --trial {trial}", tops)
+    row = rows(content_of(save))["dkd"]
+    assert row["published"]["difference"] == pytest.approx(statistics.fmean([71.5, 71.9]) - dkd.top1)
+    write_run(save, "--distill dkd -r 1 -a 1 -b 2 --trial 3", [80.0, 60.0, 60.0])
+    assert rows(content_of(save))["dkd"]["published"]["difference"] == pytest.approx(
+        statistics.fmean([71.5, 71.9, 80.0]) - dkd.top1)
+
+
+@pytest.mark.parametrize("flags, settings", [
+    ("--warm_up 0", {}), ("--batch_size 128", {}), ("--learning_rate 0.1", {}), ("--lr_decay_epochs 1,2", {}),
+    ("--weight_decay 0.001", {}), ("--seed 5", {}), ("", {"amp": "bf16"}), ("", {"channels_last": True}),
+    ("", {"device": "cuda", "tf32": "on"}), ("", {"teacher_source": "cache"}), ("", {"path_t": "other.pth"}),
+    ("", {"a_setting_of_the_future": 1}), ("--epochs 4", {}), ("--kd_T 2", {})])
+def test_runs_of_other_settings_are_another_row(save, flags, settings):
+    write_run(save, f"{KD} --trial 9 {flags}", [1.0, 2.0, 3.0], **settings)
+    counts = sorted(row["last"]["n"] for name, row in rows(content_of(save)).items() if name.startswith("kd"))
+    assert counts == [1, 3]
+
+
+def test_a_teacher_trained_anew_under_the_same_path_is_another_row(save):
+    write_run(save, f"{KD} --trial 9", [1.0, 2.0, 3.0], teacher_top1=71.0)
+    content = content_of(save)
+    assert {name: row["last"]["n"] for name, row in rows(content).items() if name.startswith("kd")} == {
+        "kd (teacher_top1 72.3)": 3, "kd (teacher_top1 71.0)": 1}
+    assert content["pairs"][0]["teacher_top1"] == [71.0, 72.34]
+
+
+@pytest.mark.parametrize("flags, settings", [
+    ("--print_freq 7 --num_workers 0 --data_dir elsewhere", {}), ("", {"fast": True}), ("", {"teacher_cache": "auto"}),
+    ("--intra_T 3", {}), ("--init_epochs 5", {}), ("", {"cache_dtype": "float32"})])
+def test_settings_without_effect_are_no_other_row(save, flags, settings):
+    folder = write_run(save, f"{KD} --trial 9 {flags}", [50.0, 60.0, 70.0], **settings)
+    assert folder.exists() and rows(content_of(save))["kd"]["last"]["n"] == 4
+
+
+def test_common_settings_are_told_once_and_all_others_by_row(save):
+    content = content_of(save)
+    told = content["settings"] | content["pairs"][0]["settings"]
+    assert (told["epochs"], told["warm_up"], told["batch_size"], told["amp"], told["lr_decay_epochs"]) == (
+        3, 20, 64, "none", [150, 180, 210])
+    settings = rows(content)["dkd+IKD"]["settings"]
+    assert (settings["gamma"], settings["beta"], settings["avg"], settings["intra_T"]) == (1, 2, 6.5, 1)
+    for row in rows(content).values():
+        assert not set(row["settings"]) & set(told)
+
+
+def test_missing_runs_are_shown_as_missing(save):
+    write_run(save, f"{IKD} --trial 3", [40.0, 41.0], finished=False)
+    wanted = asked(*(f"{flags} --trial {trial}" for trial in "1234" for flags in (KD, IKD, "--distill crd -r 1 -a 0")))
+    found = rows(content_of(save, wanted))
+    assert list(found) == ["kd", "dkd+IKD", "crd"]
+    assert found["kd"]["missing"] == {"4": "not begun"}
+    assert found["dkd+IKD"]["missing"] == {"3": "unfinished, 2 of 2 epochs", "4": "not begun"}
+    assert found["crd"]["last"] == {"mean": None, "std": None, "n": 0, "values": []}
+    write_report(save, save / "out", wanted, False, False)
+    text = (save / "out" / "report.md").read_text()
+    assert re.search(r"\| crd \| 0, missing 1, 2, 3, 4 \| missing \| missing \|", text)
+    assert "dkd+IKD, trial 3 is missing: unfinished, 2 of 2 epochs." in text
+
+
+def test_what_is_not_published_is_marked(save):
+    found = rows(content_of(save))
+    assert found["kd"]["remarks"] == []
+    assert found["dkd+IKD"]["remarks"] == ["IKD's avg 6.5 and intra_T 1 are not published for dkd on this pair"]
+    write_run(save, "--distill dkd -r 1 -a 1 -b 8 --trial 1", [50.0, 60.0, 70.0])
+    assert rows(content_of(save))["dkd"]["remarks"] == ["not the preset: b 8 instead of 2"]
+
+
+def test_a_short_schedule_is_called_no_reproduction(save):
+    cautions = " ".join(content_of(save)["cautions"])
+    assert "Trained for 3 epochs; the published schedule has 240: no reproduction" in cautions
+    assert "Some rows have 2 trials" in cautions
+
+
+def test_differences_are_paired_over_common_trials(save):
+    (found,) = content_of(save, significance=True)["significance"]
+    differences = np.array([71.5 - 70.0, 71.9 - 71.0])
+    assert (found["method"], found["against"], found["trials"]) == ("dkd+IKD", "kd", ["1", "2"])
+    assert found["mean"] == pytest.approx(differences.mean())
+    draws = np.random.default_rng(SEED).choice(differences, (RESAMPLES, 2))
+    assert found["interval"] == pytest.approx(np.quantile(draws.mean(1), [0.025, 0.975]), abs=0.01)
+    # Other trials of other batches do not compare.
+    write_run(save, "--distill kd -r 1 -a 0 --batch_size 8 --trial 1", [1.0, 2.0, 3.0])
+    assert len(content_of(save, significance=True)["significance"]) == 1
+
+
+def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    inside = [low <= 0 <= high for low, high in (bootstrap(rng.normal(size=25)) for _ in range(200))]
+    assert 0.88 < np.mean(inside) < 0.98
+    assert bootstrap(np.array([1.0])) is None
+
+
+class Loads(HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.asks, self.rows = [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.rows += tag == "tr"
+        self.asks += [value for key, value in attributes if key in ("src", "href") and not value.startswith("data:")]
+
+
+def test_all_files_tell_the_same(save):
+    assert write_report(save, save / "out", None, True, False) == []
+    text = {name: (save / "out" / name).read_text() for name in FILES}
+    content = json.loads(text["report.json"])
+    kd = rows(content)["kd"]
+    assert f"{kd['last']['mean']:.2f} ± {kd['last']['std']:.2f}" == "70.17 ± 0.76"
+    for name in ("report.md", "report.html"):
+        assert "70.17 ± 0.76" in text[name] and "70.66 (R, last)" in text[name] and "-0.49" in text[name]
+        assert "RepDistiller" in text[name] and "warm-up 20" in text[name] and "-r 0.1 -a 0.9 --trial 1" in text[name]
+    assert r"70.17 $\pm$ 0.76" in text["report.tex"] and r"\toprule" in text["report.tex"]
+    assert re.search(r"(?<!\\)[_&#]", re.sub(r"%.*| & ", "", text["report.tex"])) is None
+    lines = list(csv.DictReader(text["report.csv"].splitlines()))
+    assert [line["method"] for line in lines] == ["kd", "dkd+IKD"]
+    assert float(lines[0]["last_mean"]) == kd["last"]["mean"] and json.loads(lines[0]["settings"])["epochs"] == 3
+    loads = Loads()
+    loads.feed(text["report.html"])
+    assert loads.asks == [] and "url(" not in text["report.html"] and loads.rows == 3 + 2
+    assert "data:image/svg+xml;base64," in text["report.html"]
+
+
+def test_latex_has_as_many_columns_as_it_declares():
+    from helper.report import Part
+    text = latex({"title": "50% & more", "cautions": ["a_b"]}, [Part("t", "", [["a", "b"], ["1 ± 2", "x_y → z"]])])
+    assert r"\begin{tabular}{ll}" in text and r"1 $\pm$ 2 & x\_y $\rightarrow$ z \\" in text and r"a\_b" in text
+
+
+def test_without_matplotlib_the_report_has_no_curves_and_says_what_to_install(save, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    (fault,) = write_report(save, save / "out", None, False, False)
+    assert "they need matplotlib, pip install -r requirements-extras.txt" in fault
+    assert "data:image" not in (save / "out" / "report.html").read_text()
+
+
+def test_tensorboard_reads_the_hparams_of_every_run(save):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+    table_rows = rows_of(read_records(save)[0])
+    files = write_hparams(table_rows)
+    assert write_hparams(table_rows) == files and len(files) == 5  # written again, it is still one file a run
+    groups = {}
+    for path in files:
+        reader = EventAccumulator(str(path.parent)).Reload()
+        content = reader.PluginTagToContent(metadata.PLUGIN_NAME)
+        start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+        held = [start.hparams["method"].string_value, *(start.hparams[key].number_value for key in ("avg", "epochs")),
+                *(round(reader.Scalars(f"result/{epoch}_top1")[0].value, 1) for epoch in ("last", "best"))]
+        groups.setdefault(start.group_name, []).append(tuple(held))
+        assert metadata.SESSION_END_INFO_TAG in content
+    assert {name: sorted(runs) for name, runs in groups.items()} == {
+        f"{PAIR} kd": [("kd", 0, 3, 69.5, 69.5), ("kd", 0, 3, 70.0, 71.0), ("kd", 0, 3, 71.0, 71.0)],
+        f"{PAIR} dkd+IKD": [("dkd+IKD", 6.5, 3, 71.5, 71.5), ("dkd+IKD", 6.5, 3, 71.9, 71.9)]}
+
+
+def test_the_script_and_its_refusals(save, tmp_path):
+    out = scripts.succeed("scripts/report.py", "--save_dir", save, "--hparams")
+    assert "report.html" in out.stdout and {path.name for path in (save / "report").iterdir()} == set(FILES)
+    broken = save / "student_model" / "S:broken"
+    broken.mkdir()
+    (broken / "args.json").write_text("{")
+    said = scripts.succeed("scripts/report.py", "--save_dir", save).stderr
+    assert said.count("\n") == 1 and "S:broken cannot be read" in said and "left out" in said
+    (tmp_path / "table.json").write_text("[]")
+    for flags, says in ((("--save_dir", tmp_path / "nothing"), "no finished student under"),
+                        (("--table", tmp_path / "none.json"), "name the table.json of reproduce.py"),
+                        (("--table", tmp_path / "table.json"), "is no table of reproduce.py")):
+        bad = scripts.run("scripts/report.py", *flags)
+        assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
+        assert says in bad.stderr

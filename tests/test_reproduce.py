@@ -1,0 +1,425 @@
+"""Tables: the command lines they are made of, and how their runs are started, stopped, gone on with and retried."""
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distiller_zoo import METHODS
+from helper import published
+from helper.cli import student_options, teacher_options
+from helper.errors import Interrupted
+from helper.records import label, read_records
+from helper.runner import Display, Local, Logs, Stop, held, progress_of, run_jobs, slots
+from helper.schedule import rates
+from helper.table import Job, preset, remarks, schedule, weights
+from models import model_dict
+from tests import scripts
+
+GOOD = {"--pairs": "resnet14:resnet8", "--methods": "kd", "--trials": "1", "--dataset": "digits"}
+
+
+def reproduce(*flags):
+    """reproduce.py's main with these flags, in this process."""
+    spec = importlib.util.spec_from_file_location("reproduce", scripts.ROOT / "scripts" / "reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reproduce.py", *map(str, flags)])
+        module.main()
+
+
+@pytest.fixture
+def dry_run(capsys):
+    """Flags -> the command lines that are printed, as (script, parsed options), and the comments."""
+    parse = {"train_student.py": student_options, "train_teacher.py": teacher_options}
+
+    def run(*flags):
+        reproduce(*flags, "--dry_run")
+        lines = capsys.readouterr().out.splitlines()
+        commands = [shlex.split(line)[1:] for line in lines if not line.startswith("#")]
+        return ([(script, parse.get(script, list)(argv)) for script, *argv in commands],
+                [line for line in lines if line.startswith("#")])
+
+    return run
+
+
+def flat(flags):
+    return [x for kv in flags.items() for x in kv]
+
+
+# --- what a table is made of ---
+
+
+def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
+    assert schedule(20, True, True) == ["--epochs", "20", "--lr_decay_epochs", "13,15,18", "--warm_up", "2",
+                                        "--init_epochs", "3"]
+    assert schedule(240, True, True) == []
+    assert schedule(4, False, False) == ["--epochs", "4", "--lr_decay_epochs", "3,4"]
+    assert schedule(1, True, True)[2:] == ["--lr_decay_epochs", "1", "--warm_up", "0", "--init_epochs", "1"]
+    shorter = student_options(["--path_t", "t", *schedule(120, True, False)])
+    usual = student_options(["--path_t", "t"])
+    assert [rates(shorter)(e) for e in range(10, 121)] == [rates(usual)(2 * e) for e in range(10, 121)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_makes_a_table_that_its_name_comes_back_from(name):
+    for spec in [name, f"{name}+IKD"]:
+        (flags,) = weights(spec, "resnet56->resnet20", [], [])
+        options = student_options(["--path_t", "t", *(str(x) for kv in flags.items() for x in kv)])
+        assert label(vars(options)) == spec
+        assert options.beta == flags.get("-b", 0)
+    said = preset(name, "resnet56->resnet20")[1]
+    assert bool(said) != METHODS[name].beta_published or name in published.WEIGHTS
+
+
+def test_weights_are_those_of_the_pair():
+    assert weights("dkd", "resnet56->resnet20", [], []) == [{"--distill": "dkd", "-r": 1, "-a": 1, "-b": 2}]
+    assert weights("dkd", "resnet32x4->ShuffleV2", [], [])[0]["-b"] == 8
+    assert weights("wttm", "wrn_40_2->wrn_16_2", [], []) == [{"--distill": "wttm", "-r": 1, "-a": 0.1, "-b": 4}]
+    assert weights("ce", "a->b", [], []) == [{"--distill": "kd", "-r": 1, "-a": 0}]
+    assert weights("crd+KD", "a->b", [], []) == [{"--distill": "crd", "-r": 1, "-a": 1, "-b": 0.8}]
+    grid = weights("kd+IKD", "a->b", [1, 2], [3, 4])
+    assert [(flags["--avg"], flags["--intra_T"]) for flags in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+
+
+@pytest.mark.parametrize("pair, flags, said", [
+    ("resnet32x4->resnet8x4", "--distill dkd -b 8 --avg 6.5 --intra_T 1", []),
+    ("resnet32x4->resnet8x4", "--distill kd -r 0.1 -a 0.9 --avg 6.5 --intra_T 1", ["IKD's avg 6.5 and intra_T 1 are"]),
+    ("resnet32x4->resnet8x4", "--distill dkd -b 8 --avg 6.5 --intra_T 2", ["IKD's avg 6.5 and intra_T 2 are"]),
+    ("resnet56->resnet20", "--distill dkd -b 2 --avg 6.5 --intra_T 1", ["IKD's avg 6.5 and intra_T 1 are"]),
+    ("resnet56->resnet20", "--distill dkd -b 8", ["not the preset: b 8 instead of 2"]),
+    ("resnet56->resnet8", "--distill wttm", ["wttm's weights are published for other pairs"]),
+    ("resnet56->resnet20", "--distill kdsvd", ["no weight of kdsvd is published"]),
+    ("resnet56->resnet20", "--distill hint -a 1", ["the weight of the added KD is not published for this method"]),
+    ("resnet56->resnet20", "--distill crd -a 1", []),
+    ("resnet56->resnet20", "--distill kdsvd --dataset digits", [])])
+def test_what_is_not_published_is_said(pair, flags, said):
+    found = remarks(vars(student_options(["--path_t", "t", *flags.split()])), pair)
+    assert len(found) == len(said) and all(text.startswith(part) for text, part in zip(found, said, strict=True))
+
+
+def test_published_facts_hold_together():
+    for pair, row in published.ACCURACY.items():
+        assert set(pair.split("->")) <= set(model_dict) and {"teacher", "ce", "kd"} <= set(row)
+        assert all(50 < top1 < 80 and source in published.SOURCES for top1, source in row.values())
+        assert row["teacher"][0] == published.TEACHERS[pair.split("->")[0]]
+    assert len(published.TEACHERS) == 6
+    assert all(source["what"] and source["figure"] in ("last", "best", "not stated")
+               for source in published.SOURCES.values())
+    assert published.figure("digits", "resnet56->resnet20", "kd") is None
+    assert published.figure("cifar100", "resnet56->resnet20", "kd") == (70.66, "R", "last")
+    for table in published.TABLES.values():
+        for pair in table["pairs"]:
+            for spec in table["methods"]:
+                assert weights(spec, pair, [], [])
+
+
+def test_the_dry_run_prints_command_lines_that_are_taken(dry_run):
+    commands, comments = dry_run(
+        "--pairs", "resnet56:resnet20,vgg13:vgg8", "--methods", "ce,dkd,dkd+IKD", "--trials", "1,x", "--epochs", 20,
+        "--save_dir", "out", "--flags", "--fast")
+    assert commands[0] == ("scripts/fetch_pretrained_teachers.py", ["resnet56", "vgg13", "--save_dir", "out"])
+    runs = [options for script, options in commands[1:]]
+    assert {script for script, _ in commands[1:]} == {"train_student.py"} and len(runs) == 2 * 3 * 2
+    assert {(o.epochs, *o.lr_decay_epochs, o.warm_up, o.fast, o.teacher_cache, o.cache_dir) for o in runs} == {
+        (20, 13, 15, 18, 2, True, "auto", "out/teacher_cache")}
+    assert [o.trial for o in runs] == ["1"] * 6 + ["x"] * 6
+    assert {(o.path_t, o.model_s, o.beta) for o in runs if o.distill == "dkd"} == {
+        ("out/models/resnet56_vanilla/ckpt_epoch_240.pth", "resnet20", 2),
+        ("out/models/vgg13_vanilla/ckpt_epoch_240.pth", "vgg8", 6)}
+    assert "no reproduction" in comments[0] and "20 epochs" in comments[0]
+    assert "# IKD's avg 6.5 and intra_T 1 are not published for dkd on this pair" in comments
+    assert not Path("out").exists()
+
+
+def test_teachers_are_trained_first_where_that_is_asked_for(dry_run):
+    commands, _ = dry_run("--pairs", "resnet14:resnet8,resnet20:resnet8", "--methods", "kd", "--trials", "1",
+                          "--dataset", "digits", "--teachers", "train", "--epochs", 4, "--teacher_epochs", 8,
+                          "--save_dir", "out", "--teacher_flags", "--batch_size 128")
+    assert [script for script, _ in commands] == ["train_teacher.py"] * 2 + ["train_student.py"] * 2
+    teacher, student = commands[0][1], commands[2][1]
+    assert (teacher.model, teacher.epochs, teacher.lr_decay_epochs) == ("resnet14", 8, [5, 6, 7])
+    assert (teacher.batch_size, student.batch_size) == (128, 64)
+    assert student.path_t == "out/models/resnet14_digits_lr_0.05_decay_0.0005_trial_0/resnet14_last.pth"
+
+
+@pytest.mark.parametrize("name", published.TABLES)
+def test_a_published_table_has_all_its_runs(name, dry_run):
+    named = published.TABLES[name]
+    commands, _ = dry_run("--table", name, "--trials", 1)
+    left_out = sum(len(methods) for methods in named.get("without", {}).values())
+    grid = len(named.get("avg", [0])) * len(named.get("intra_T", [0]))
+    losses = sum(grid if "+IKD" in method else 1 for method in named["methods"])
+    runs = [options for script, options in commands if script == "train_student.py"]
+    assert len(runs) == len(named["pairs"]) * losses - left_out
+    assert {options.epochs for options in runs} == {240}
+    assert f"--table {name} " in (scripts.ROOT / "scripts" / f"table_{name}.sh").read_text()
+
+
+def test_a_tables_script_takes_overrides():
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "EPOCHS": "24", "TRIALS": "1", "AVG": "2,3",
+                   "SAVE_DIR": "elsewhere", "FLAGS": "--fast --seed 3", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(["sh", scripts.ROOT / "scripts" / "table_ikd.sh", "--dry_run"], env=environment,
+                         capture_output=True, text=True, check=True)
+    lines = [line for line in run.stdout.splitlines() if "train_student.py" in line]
+    assert len(lines) == 1 + 2 * 3
+    assert all("--epochs 24 --lr_decay_epochs 15,18,21 --warm_up 2" in line and line.endswith("--fast --seed 3")
+               and "--save_dir elsewhere" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Checkpoints of untrained nets for the digits, as various scripts leave them."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name, model, classes in (
+            ("resnet14_digits_trial_0/resnet14_last.pth", "resnet14", 10), ("digits_resnet20.pth", "resnet20", 10),
+            ("resnet8_a/resnet8_last.pth", "resnet8", 10), ("resnet8_b/resnet8_last.pth", "resnet8", 10),
+            ("resnet32_vanilla/ckpt_epoch_240.pth", "resnet32", 100)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        torch.save({"model": model_dict[model](num_classes=classes).state_dict()}, folder / name)
+    return folder
+
+
+def test_teachers_are_found_in_a_folder(teachers, dry_run):
+    for model, file in (("resnet14", "resnet14_digits_trial_0/resnet14_last.pth"), ("resnet20", "digits_resnet20.pth")):
+        ((_, options),), _ = dry_run(*flat(GOOD | {"--pairs": f"{model}:resnet8", "--teachers": teachers}))
+        assert options.path_t == str(teachers / file)
+    own = teachers / "resnet14_digits_trial_0" / "resnet14_last.pth"
+    ((_, options),), _ = dry_run(*flat(GOOD), "--teachers", "train", f"resnet14={own}")
+    assert options.path_t == str(own)
+
+
+@pytest.mark.parametrize("flags, says", [
+    ({"--pairs": "resnet14"}, "'resnet14' is not a pair such as resnet56:resnet20"),
+    ({"--pairs": "resnet14:resnet9"}, "is not a pair"),
+    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce or one of abound"),
+    ({"--methods": "dkd+IKD+KD"}, "is not a method"),
+    ({"--methods": "dkd+KD"}, "'dkd+KD': KD can be added to abound, attention"),
+    ({"--trials": "a/b"}, "cannot end a folder's name"),
+    ({"--avg": "-1"}, "'-1' is not a number of 0 or more"),
+    ({"--epochs": "0"}, "'0' is not an integer of 1 or more"),
+    ({"--flags": "--trial 4"}, "--flags cannot hold --trial, which the table sets: use --trials"),
+    ({"--flags": "-a0.5"}, "--flags cannot hold -a, which the table sets: use --methods"),
+    ({"--flags": "--epoch 4"}, "did you mean --epochs"),
+    ({"--flags": "--hint_layer 1"}, "--hint_layer is a flag of hint"),
+    ({"--teachers": "fetch"}, "no teacher resnet14 is published"),
+    ({"--teachers": "fetch", "--pairs": "resnet56:resnet8"}, "the published teachers are of cifar100"),
+    ({"--teachers": "nowhere.pth"}, "nowhere.pth does not exist"),
+    ({"--teachers": "{teachers}", "--pairs": "resnet8:resnet8"}, "holds several checkpoints of resnet8: give"),
+    ({"--teachers": "{teachers}", "--pairs": "resnet56:resnet8"}, "holds no checkpoint of resnet56"),
+    ({"--teachers": "{teachers}/digits_resnet20.pth"}, "is a resnet20, not a resnet14"),
+    ({"--teachers": "{teachers}", "--pairs": "resnet32:resnet8"}, "is a teacher of 100 classes, digits has 10"),
+    ({"--teachers": "resnet20=x.pth"}, "--teachers says nothing of resnet14"),
+    ({"--time": "soon"}, "'soon' is not a time such as"),
+    ({"--methods": None}, "say which table: --table same|different|ikd, or --pairs and --methods"),
+    ({"--nothing": "1"}, "unrecognized arguments: --nothing")])
+def test_bad_input_is_refused_before_any_work(flags, says, teachers, tmp_path, capsys):
+    flags = {key: value.format(teachers=teachers) if value else value for key, value in flags.items()}
+    given = {"--teachers": "train"} | GOOD | {"--save_dir": str(tmp_path / "save")} | flags
+    with pytest.raises(ValueError, match=re.escape(says)):  # what guarded makes one line and exit code 2 of
+        reproduce(*flat({key: value for key, value in given.items() if value}))
+    assert capsys.readouterr().out == "" and not (tmp_path / "save").exists()
+
+
+# --- how runs are run: with runs that take no time, of the files that train_student.py leaves ---
+
+RUN = """
+import json, os, signal, sys, time
+folder, plan = sys.argv[1], json.loads(sys.argv[2])
+os.makedirs(folder, exist_ok=True)
+import fcntl
+lock = open(os.path.join(folder, ".lock"), "a+")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+log = os.path.join(folder, "log.jsonl")
+done = len(open(log).readlines()) if os.path.exists(log) else 0
+print("threads", os.environ.get("OMP_NUM_THREADS"), "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), "after", done)
+if os.path.exists(plan.get("fails_with", "")):
+    sys.exit("error: " + open(plan["fails_with"]).read())
+for epoch in range(done + 1, plan["epochs"] + 1):
+    time.sleep(plan["seconds"])
+    with open(log, "a") as file:
+        print(json.dumps({"phase": "train", "epoch": epoch, "test_top1": 50.0 + epoch}), file=file)
+    if stop:
+        sys.exit(143)
+result = {"last": {"top1": 1.0}, "best": {"top1": 2.0}, "seconds": 3.0}
+with open(os.path.join(folder, "result.json"), "w") as file:
+    json.dump(result, file)
+"""
+
+
+RUNNER = """
+import sys
+sys.path.insert(0, {root!r})
+from helper.errors import guarded
+from helper.runner import Display, Job, Local, Logs, Stop, run_jobs
+jobs = [Job(*job, settings={{}}, pair="a->b", method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
+logs = Logs({save!r})
+guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, Stop(), Display(jobs)))
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """(name, epochs=2, seconds=0.02, ...) -> a job of a run that takes no time."""
+    (tmp_path / "run.py").write_text(RUN)
+
+    def job(name, needs=None, **plan):
+        plan = {"epochs": 2, "seconds": 0.02} | plan
+        folder = str(tmp_path / "runs" / name)
+        return Job(name, folder, (str(tmp_path / "run.py"), folder, json.dumps(plan)), plan["epochs"], {"model": name},
+                   needs=needs, pair="" if needs is None and name == "teacher" else "a->b", method=name, trial="1")
+
+    return job
+
+
+@pytest.fixture
+def stop():
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    yield Stop()
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def run_all(jobs, tmp_path, stop, count=2):
+    logs = Logs(str(tmp_path))
+    return run_jobs(jobs, Local([{}] * count, logs), logs, stop, Display(jobs))
+
+
+def test_all_runs_are_run_teachers_first_and_no_more_at_a_time_than_asked(small, tmp_path, stop, capsys):
+    jobs = [small("teacher", epochs=3), *(small(f"s{i}", needs="teacher") for i in range(4))]
+    assert run_all(jobs, tmp_path, stop) == {}
+    assert all(job.done for job in jobs)
+    started = [json.loads(line) for line in (tmp_path / "runs" / "s0" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in started] == [1, 2]
+    times = {job.name: os.path.getmtime(os.path.join(job.folder, "result.json")) for job in jobs}
+    begun = min(os.stat(tmp_path / "logs" / f"s{i}.log").st_ctime for i in range(4))
+    assert times["teacher"] <= begun
+    assert max(times.values()) == max(times["s2"], times["s3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0] == "1/5  teacher teacher: last 1.00, best 2.00; 0:00:03"
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(small, tmp_path, stop, capsys):
+    cause = tmp_path / "cause"
+    cause.write_text("the loss is not finite")
+    jobs = [small("teacher"), small("bad", fails_with=str(cause)), small("good"),
+            small("orphan", needs="lost"), small("lost", fails_with=str(cause))]
+    failed = run_all(jobs, tmp_path, stop)
+    assert failed == {"bad": "the loss is not finite", "lost": "the loss is not finite", "orphan": "its teacher failed"}
+    assert [job.name for job in jobs if job.done] == ["teacher", "good"]
+    assert "failed  a->b bad trial 1: the loss is not finite" in capsys.readouterr().out
+    logs = Logs(str(tmp_path))
+    assert [job.name for job in jobs if logs.failed(job)] == ["bad", "lost"]
+    cause.unlink()
+    assert run_all(jobs, tmp_path, stop) == {} and all(job.done for job in jobs)
+    assert not any(Logs(str(tmp_path)).failed(job) for job in jobs)
+    assert (tmp_path / "logs" / "good.log").read_text().count("$ python") == 1
+    assert (tmp_path / "logs" / "bad.log").read_text().count("$ python") == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_stopped_in_any_way_no_run_is_left_and_all_go_on(small, name, tmp_path, stop):
+    """The process that runs them is another: it is sent the signal, and its runs must end too, having saved."""
+    jobs = [small(f"s{i}", epochs=40, seconds=0.03) for i in range(3)]
+    plain = [(job.name, job.folder, job.argv, job.epochs) for job in jobs]
+    (tmp_path / "runner.py").write_text(RUNNER.format(root=str(scripts.ROOT), save=str(tmp_path), jobs=plain))
+    runner = scripts.Process(str(tmp_path / "runner.py"))
+    wait_for(lambda: all(progress_of(job)[0] >= 2 for job in jobs[:2]))
+    runner.signal(getattr(signal, name))
+    code = runner.wait()
+    assert code == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[name]
+    wait_for(lambda: not any(held(job.folder) for job in jobs))
+    before = [progress_of(job)[0] for job in jobs]
+    assert before[0] < 40 and before[1] < 40 and before[2] == 0
+    if name != "SIGKILL":
+        assert "2 running runs have been stopped" in runner.stdout
+        assert runner.stderr == f"error: stopped by {name}; the same command goes on from the last finished epoch\n"
+    # Go on with them, quicker.
+    quick = [Job(j.name, j.folder, (*j.argv[:2], json.dumps({"epochs": 40, "seconds": 0})), 40, {}, pair="a->b")
+             for j in jobs]
+    assert run_all(quick, tmp_path, stop) == {}
+    assert all(progress_of(job)[0] == 40 for job in jobs)  # no epoch was trained twice
+    assert f"after {before[0]}" in (tmp_path / "logs" / "s0.log").read_text()
+
+
+def wait_for(condition, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_that_another_process_holds_is_waited_for(small, tmp_path, stop):
+    job = small("s", epochs=8, seconds=0.05)
+    other = subprocess.Popen([sys.executable, *job.argv], stdout=subprocess.DEVNULL)
+    wait_for(lambda: held(job.folder))
+    assert run_all([job], tmp_path, stop) == {}
+    assert other.wait() == 0 and not (tmp_path / "logs" / "s.log").exists()
+
+
+def test_interrupted_before_anything_began(small, tmp_path, stop):
+    stop.signum = signal.SIGTERM
+    with pytest.raises(Interrupted):
+        run_all([small("s")], tmp_path, stop)
+
+
+@pytest.mark.parametrize("per_device, jobs, gpus, threads, found", [
+    (2, 9, ["0", "3"], "5", [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "3", "0", "3")]),
+    (None, 9, ["1"], "5", [{"CUDA_VISIBLE_DEVICES": "1"}]),
+    (3, 2, [], "5", [{}, {}]), (3, 0, [], "5", [{}]),
+    (1, 9, [], None, [{"OMP_NUM_THREADS": "8"}]), (3, 9, [], None, [{"OMP_NUM_THREADS": "2"}] * 3),
+    (None, 9, [], None, [{"OMP_NUM_THREADS": "1"}] * 8)])
+def test_each_run_has_its_share_of_the_machine(per_device, jobs, gpus, threads, found, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:  # what the user has set stays
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert slots(per_device, [None] * jobs, gpus) == found
+
+
+def test_the_live_display_draws_over_itself(small, tmp_path, stop, capsys, monkeypatch):
+    monkeypatch.setattr(Display, "PAUSE_LIVE", 0)
+    jobs = [small("teacher"), *(small(f"s{i}", needs="teacher", seconds=0.1) for i in range(3))]
+    display = Display(jobs)
+    display.live = True
+    logs = Logs(str(tmp_path))
+    assert run_jobs(jobs, Local([{}] * 2, logs), logs, stop, display) == {}
+    out = capsys.readouterr().out
+    assert re.search(r"1 done, 2 running, 1 left; 4 in all, 0:00:0\d left\n  a->b s0 trial 1: running, epoch 1/2, test "
+                     r"51.00\n  a->b s1", out)
+    assert out.count("\033[3A\033[J") > 1  # three lines drawn, three taken back
+    assert out.endswith("\033[J") or out.splitlines()[-1].startswith("4/4")
+
+
+# --- the whole, once ---
+
+
+def test_a_table_of_the_digits_from_one_command(teachers, tmp_path):
+    flags = (*flat(GOOD | {"--teachers": teachers}), "--epochs", 1, "--flags", "--batch_size 256",
+             "--save_dir", tmp_path)
+    run = scripts.succeed("scripts/reproduce.py", *flags)
+    assert "1 runs: 0 teachers, 1 students; 0 done before" in run.stdout and "1 of 1 runs are done" in run.stdout
+    assert "train 1/1" not in run.stdout  # it is in the log
+    assert "train 1/1" in scripts.only(tmp_path / "logs", "*.log").read_text()
+    (record,), faults = read_records(tmp_path)
+    assert faults == [] and (record.pair, record.method, record.trial) == ("resnet14->resnet8", "kd", "1")
+    assert record.settings["cache_dir"] == str(tmp_path / "teacher_cache")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"| kd | 1 | {record.result['last']['top1']:.2f} |" in text and "no reproduction" in text
+    assert list((tmp_path / "student_tensorboards" / record.name).glob("*.hparams"))
+    again = scripts.succeed("scripts/reproduce.py", *flags)
+    assert "1 done before" in again.stdout and "at a time" not in again.stdout
+    other = scripts.run("scripts/reproduce.py", *flags, "--epochs", 2)
+    assert other.returncode == 2 and other.stderr.count("\n") == 1
+    assert "holds a run with other settings (--epochs 1 there, 2 now" in other.stderr
