@@ -4,6 +4,8 @@ import fcntl
 import io
 import json
 import os
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,20 +14,19 @@ from helper.errors import UsageError
 PARTIAL = ".partial"
 
 
-@contextlib.contextmanager
-def whole(path: str):
-    """A file to write in the block, at whose end it takes the place `path`; an error leaves what was there.
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file whole: beside its place, to the disk, then renamed; an error leaves what was there.
 
-    It is written beside its place, brought to the disk, then renamed. Raises OSError.
+    Raises OSError.
     """
     partial = path + PARTIAL
     try:
         with open(partial, "wb") as file:
-            yield file
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except OSError:
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
@@ -35,12 +36,6 @@ def whole(path: str):
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def write_bytes(path: str, content: bytes) -> None:
-    """Write a file as `whole` does. Raises OSError."""
-    with whole(path) as file:
-        file.write(content)
 
 
 def write_json(path: str, content) -> None:
@@ -60,10 +55,33 @@ def lock_folder(folder: str):
 
     Raises UsageError if another process holds it.
     """
+    file = _lock(folder)
+    if file is None:
+        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial")
+    return file
+
+
+def wait_for_folder(folder: str, stop: Callable[[], None], message: str):
+    """As lock_folder, but where another process holds the folder print `message` once and wait for it.
+
+    stop: called while waiting; may raise to give up
+    """
+    file = _lock(folder)
+    if file is None:
+        print(message, flush=True)
+    while file is None:
+        stop()
+        time.sleep(0.2)
+        file = _lock(folder)
+    return file
+
+
+def _lock(folder):
+    """The open lock file, or None where another process holds it."""
     file = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held by the caller)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial") from None
+        return None
     return file

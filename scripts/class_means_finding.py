@@ -100,13 +100,6 @@ def train(teacher, data, views, test, a):
     o.lr_decay_epochs = []
     device = views.labels.device
     teacher = LiveTeacher(teacher, LOGITS)
-    held = {}
-
-    def shared(batch):  # one forward pass of the teacher for the three
-        if held.get("batch") is not batch:
-            held.update(batch=batch, outputs=teacher(batch))
-        return held["outputs"]
-
     phases = {}
     for name in ("KD", "KD + IKD, right", "KD + IKD, published"):
         torch.manual_seed(0)
@@ -120,7 +113,7 @@ def train(teacher, data, views, test, a):
             del objective.terms["ikd"]
         elif "published" in name:
             objective.terms["ikd"] = PublishedIKD(len(data.classes), o.intra_T, o.avg).to(device)
-        phases[name] = Phase("train", student, shared, objective, sgd(student.parameters(), o), rates(o), o.epochs)
+        phases[name] = Phase("train", student, teacher, objective, sgd(student.parameters(), o), rates(o), o.epochs)
 
     print(f"\n{teacher.net.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, rate "
           f"{o.learning_rate:g}; r 0.1, a 0.9, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
@@ -132,8 +125,9 @@ def train(teacher, data, views, test, a):
             phase.optimizer.param_groups[0]["lr"] = phase.rate(epoch)
         counter = Counter(f"epoch {epoch}", len(views))
         for step, batch in enumerate(views.batches(views.plan(0, "1", "train", epoch), o.batch_size), 1):
+            outputs = teacher(batch)
             for name, phase in phases.items():
-                train_step(phase, batch, meters[name])
+                train_step(phase, batch, outputs, meters[name])
             counter.show(step * o.batch_size)
         counter.end()
         for name, phase in phases.items():

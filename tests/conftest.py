@@ -2,6 +2,7 @@
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import tarfile
 import threading
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from tests import scripts
+
+# As in helper/run.py: the first test of a process that imports protobuf decides for all.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 
 
 @pytest.fixture(scope="session")
