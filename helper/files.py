@@ -14,19 +14,20 @@ from helper.errors import UsageError
 PARTIAL = ".partial"
 
 
-def write_bytes(path: str, content: bytes) -> None:
-    """Write a file whole: beside its place, to the disk, then renamed; an error leaves what was there.
+@contextlib.contextmanager
+def whole(path: str):
+    """A file to write in the block, at whose end it takes the place `path`; an error leaves what was there.
 
-    Raises OSError.
+    It is written beside its place, brought to the disk, then renamed. Raises OSError.
     """
     partial = path + PARTIAL
     try:
         with open(partial, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
@@ -36,6 +37,12 @@ def write_bytes(path: str, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file as `whole` does. Raises OSError."""
+    with whole(path) as file:
+        file.write(content)
 
 
 def write_json(path: str, content) -> None:
