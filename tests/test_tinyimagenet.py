@@ -260,7 +260,7 @@ def test_a_student_learns_from_it_with_the_teacher_cache(tmp_path):
     run = scripts.succeed("train_student.py", "--path_t", tmp_path / "resnet8_t/teacher.pth",
                           "--dataset", "tinyimagenet", "--data_dir", tmp_path / "data", "--epochs", 1,
                           "--teacher_cache", "on", "--cache_dir", tmp_path / "cache", "--save_dir", tmp_path / "save")
-    assert "decoding 10 images" in run.stdout and "teacher cache complete: 324 views" in run.stdout
+    assert "decoding 10 images" in run.stdout and "logits of 324 views" in run.stdout
     assert "tinyimagenet, 2 training and 8 test images, 2 classes" in run.stdout
     cache = np.fromfile(scripts.only(tmp_path / "cache", "*/logits.bin"), dtype=np.float16)
     assert cache.shape == (324 * 2,) and np.isfinite(cache).all()
