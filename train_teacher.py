@@ -15,7 +15,7 @@ from helper.precision import precision_of
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
-from models import model_dict
+from models import build
 
 
 def main():
@@ -23,7 +23,7 @@ def main():
     device = cli.device_of(options)
     data = dataset.load(options.dataset, options.data_dir)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    net = model_dict[options.model](num_classes=len(data.classes)).to(device)
+    net = build(options.model, len(data.classes)).to(device)
 
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:

@@ -418,7 +418,7 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
     if options.teacher_cache != "off":
         reason = None
         if reads and not unstored(reads):
-            widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
+            widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         use, reason = decide(_situation(options, cache, reads, device, run))
         where = f" ({options.cache_dtype}, {_size(cache.bytes(*reads))}, {cache.folder})" if use else ""
