@@ -23,7 +23,10 @@ def main():
     device = cli.device_of(options)
     data = dataset.load(options.dataset, options.data_dir)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    net = build(options.model, len(data.classes)).to(device)
+    net = build(options.model, len(data.classes))
+    with torch.no_grad():
+        net.eval()(data.train.images[:1].float() / 255)  # a net that does not take these images refuses here
+    net.to(device)
 
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:

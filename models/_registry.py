@@ -67,16 +67,15 @@ def own_models() -> dict:
 def check_name(name: str) -> str:
     """The name of a network, if it is one; ModelError, with those most alike, if not."""
     zoo, own = _split(name)
-    known = own_models() if zoo is None else ZOOS[zoo].names()
-    if own in known:
+    known = own_models() if zoo is None else [f"{zoo}:{theirs}" for theirs in ZOOS[zoo].names()]
+    if name in known:
         return name
-    alike = difflib.get_close_matches(own, known, 3)
-    prefix = "" if zoo is None else f"{zoo}:"
-    hint = f"; did you mean {', '.join(prefix + near for near in alike)}?" if alike else ""
+    offered = [*own_models(), *(f"{prefix}:NAME" for prefix in ZOOS)] if zoo is None else known
+    alike = difflib.get_close_matches(name, offered, 3)
+    hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     if zoo is not None:
-        raise ModelError(f"{zoo} offers no network '{own:.80}'{hint}")
-    offered = ", ".join([*known, *(f"{zoo}:NAME" for zoo in ZOOS)])
-    raise ModelError(f"{name[:80]!r} is no network{hint} choose from {offered}")
+        raise ModelError(f"{zoo} offers no network {own[:80]!r} here{hint}")
+    raise ModelError(f"{name[:80]!r} is no network{hint or ':'} choose from {', '.join(offered)}")
 
 
 def build(name: str, num_classes: int) -> Classifier:

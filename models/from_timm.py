@@ -4,6 +4,7 @@ NAME may carry a tag, as in `timm:resnet18.a1_in1k`; timm fetches the weights in
 (HF_HOME). Stages are what timm's `feature_info` names, as far as they are maps of channels first.
 """
 import importlib.util
+import logging
 
 from torch import nn
 
@@ -29,10 +30,11 @@ def pretrained(name: str) -> Wrapped:
 
     Raises ModelError where they cannot be had.
     """
+    timm = _timm()
+    print(f"timm looks for the weights of {name} in the Hugging Face hub's folder, then on the hub", flush=True)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would stand before our own line
     try:
-        return _wrapped(name, _timm().create_model(name, pretrained=True))
-    except ModelError:
-        raise
+        return _wrapped(name, timm.create_model(name, pretrained=True))
     except Exception as error:  # the hub, its readers and timm each raise their own kinds
         raise ModelError(f"the weights of timm:{name} cannot be had ({' '.join(str(error).split())[:300]}): timm reads "
                          "them from the Hugging Face hub, or from its folder (HF_HOME)") from None
