@@ -10,7 +10,7 @@ import torch
 
 import dataset
 from distiller_zoo import METHODS, Setup
-from helper import cli, teacher_plan, trials
+from helper import cli, recipes, teacher_plan, trials
 from helper.by_class import by_class
 from helper.cuda_graph import is_captured
 from helper.errors import UsageError, guarded
@@ -21,7 +21,7 @@ from helper.published import teacher_warning
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
-from models import load_model, model_dict
+from models import build, load_model
 
 FOLDERS = ("student_model", "student_tensorboards")
 
@@ -39,7 +39,7 @@ def main():
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")
 
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    student = model_dict[options.model_s](num_classes=len(data.classes))
+    student = build(options.model_s, len(data.classes))
     setup = probe(student, teacher, data)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
@@ -63,9 +63,9 @@ def main():
         "loss": loss_in_words(method, objective, options), **teaching.facts, **step,
     })
 
-    warning = teacher_warning(teacher.name, data.name, teacher_accuracy.top1)
-    if warning:
-        print(f"note      {warning}", flush=True)
+    for line in (recipes.note(options), teacher_warning(teacher.name, data.name, teacher_accuracy.top1)):
+        if line:
+            print(f"note      {line}", flush=True)
 
     stage = method.stage(student) if options.beta != 0 else None
     if stage is not None:

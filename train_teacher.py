@@ -16,7 +16,7 @@ from helper.precision import precision_of
 from helper.run import Run
 from helper.schedule import rates
 from helper.streams import stream
-from models import model_dict
+from models import build
 
 
 def main():
@@ -24,7 +24,10 @@ def main():
     device = cli.device_of(options)
     data = dataset.from_options(options)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
-    net = model_dict[options.model](num_classes=len(data.classes)).to(device)
+    net = build(options.model, len(data.classes))
+    with torch.no_grad():
+        net.eval()(data.train.images[:1].float() / 255)  # a net that does not take these images refuses here
+    net.to(device)
 
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:

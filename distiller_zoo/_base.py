@@ -114,6 +114,7 @@ class Method(Term):
     beta_published: whether that default is the published one
     in_main: whether it has a loss after its first stage
     in_published_code: whether the published IKD code has it; those that it lacks are later literature
+    stage_reads: what its first stage reads of both nets, beside `reads`
     """
 
     name: ClassVar[str]
@@ -126,9 +127,16 @@ class Method(Term):
     beta_published: ClassVar[bool] = True
     in_main: ClassVar[bool] = True
     in_published_code: ClassVar[bool] = True
+    stage_reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, setup: Setup, options: Namespace):
+        """Raises MethodError where one of the nets does not offer what the method reads of both."""
         super().__init__()
+        for net, outputs in ((setup.student_name, setup.student), (setup.teacher_name, setup.teacher)):
+            missing = [name for name in sorted(self.reads | self.stage_reads) if not outputs.holds(name)]
+            if missing:
+                raise MethodError(f"{self.name} reads {' and '.join(missing)} of both nets, and {net} does not offer "
+                                  "that: take another net, or a method that reads logits alone, such as kd or dkd")
         self.active = self.in_main and options.beta != 0
 
     @classmethod

@@ -51,6 +51,7 @@ class ActivationBoundaries(Method):
     paper = "Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019"
     formula = "first stage: b · Σ_i 2^(i−n+1)·3/1000/B · hinge of pre-activations; then CE (and KD) alone"
     in_main = False
+    stage_reads = frozenset({"preacts"})
 
     def __init__(self, setup, options):
         super().__init__(setup, options)

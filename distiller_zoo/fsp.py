@@ -57,6 +57,7 @@ class FlowOfSolution(Method):
     formula = "first stage: b · Σ MSE of the flow matrices of consecutive features; then CE (and KD) alone"
     beta = 50.0
     in_main = False
+    stage_reads = frozenset({"stem", "stages"})
 
     def __init__(self, setup, options):
         super().__init__(setup, options)

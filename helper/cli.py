@@ -10,6 +10,7 @@ import torch
 from dataset import LOADERS
 from distiller_zoo import METHODS
 from distiller_zoo.kd import KD
+from helper import recipes
 from helper.errors import UsageError
 from helper.flags import (
     epoch_list,
@@ -22,10 +23,12 @@ from helper.flags import (
     unit_float,
     up_to_one,
 )
-from models import model_dict
+from models import ModelError, check_name
+from models._registry import ZOOS, own_models
 
 # The benchmark's rate for the nets made for phones; every other student starts at 0.05.
 MOBILE_NETS, MOBILE_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
+NETS = ", ".join([*own_models(), *(f"{zoo}:NAME" for zoo in ZOOS)])
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,11 +57,13 @@ def teacher_options(argv: list[str]) -> Namespace:
     """The resolved options of train_teacher.py. Raises UsageError."""
     parser = Parser(prog="train_teacher.py", description="Train a network with the labels alone.")
     group = parser.add_argument_group("what is trained")
-    group.add_argument("--model", default="resnet110", choices=model_dict, metavar="NAME",
-                       help="one of " + ", ".join(model_dict) + " (default resnet110)")
+    group.add_argument("--model", default="resnet110", type=net_name, metavar="NAME",
+                       help=f"one of {NETS} (default resnet110)")
     group.add_argument("-t", "--trial", type=nonnegative_int, default=0, metavar="N",
                        help="names the run and selects its random stream")
     _add_training_flags(parser, warmup=0)
+    known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    parser.set_defaults(**recipes.schedule(known.recipe))
     options = parser.parse_args(argv)
     _resolve_rate(options, options.model)
     options.trial = str(options.trial)
@@ -72,6 +77,8 @@ def student_options(argv: list[str]) -> Namespace:
     """
     known, _ = _student_parser(None).parse_known_args([a for a in argv if a not in ("-h", "--help")])
     parser = _student_parser(METHODS[known.distill])
+    parser.set_defaults(**recipes.schedule(known.recipe),
+                        **recipes.weights(known.recipe, known.distill, known.path_t, known.model_s))
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown[0], parser, options.distill)
@@ -89,6 +96,14 @@ def student_options(argv: list[str]) -> Namespace:
     return options
 
 
+def net_name(text: str) -> str:
+    """The name of a network that can be built."""
+    try:
+        return check_name(text)
+    except ModelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def flags_of(method) -> tuple:
     """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
     return method.flags + (KD.flags if method.alpha_adds_kd and method.alpha is not None else ())
@@ -103,9 +118,10 @@ def _student_parser(method):
     parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False)
     group = parser.add_argument_group("what is trained")
     group.add_argument("-h", "--help", action=_StudentHelp, help="show this, and the flags of every method")
-    group.add_argument("--path_t", metavar="FILE", help="the teacher's checkpoint (required)")
-    group.add_argument("--model_s", default="resnet8", choices=model_dict, metavar="NAME",
-                       help="the student, one of " + ", ".join(model_dict) + " (default resnet8)")
+    group.add_argument("--path_t", metavar="FILE",
+                       help="the teacher's checkpoint (required); or torchvision:NAME, timm:NAME with their weights")
+    group.add_argument("--model_s", default="resnet8", type=net_name, metavar="NAME",
+                       help=f"the student, one of {NETS} (default resnet8)")
     group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
                        help="one of " + ", ".join(METHODS) + " (default kd)")
     trial = group.add_mutually_exclusive_group()
@@ -143,6 +159,9 @@ def _student_parser(method):
 
 def _add_training_flags(parser, warmup):
     group = parser.add_argument_group("training")
+    group.add_argument("--recipe", choices=recipes.SCHEDULES, metavar="NAME",
+                       help="published settings as the defaults of the flags below, and of the method's weights: "
+                            + ", ".join(recipes.SCHEDULES))
     group.add_argument("--epochs", type=positive_int, default=240, metavar="N", help="epochs")
     group.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="images in a step")
     group.add_argument("--learning_rate", type=positive_float, metavar="RATE",

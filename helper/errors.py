@@ -4,7 +4,7 @@ import sys
 
 from dataset import DataError
 from distiller_zoo import MethodError
-from models import CheckpointError
+from models import CheckpointError, ModelError
 
 
 class UsageError(ValueError):
@@ -27,7 +27,7 @@ def guarded(main) -> None:
     """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
     try:
         main()
-    except (UsageError, DataError, MethodError, CheckpointError) as error:
+    except (UsageError, DataError, MethodError, ModelError, CheckpointError) as error:
         _leave(2, error)
     except RunError as error:
         _leave(1, error)

@@ -160,7 +160,7 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
         facts = {"cache": f"live teacher: an image of {data.name} has views without number, which no cache can hold"}
     elif options.teacher_cache != "off":
         if reads and not unstored(reads):
-            widths = {name: getattr(probe, name).shape[1] for name in FIELDS}
+            widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         source, reason = decide(_situation(options, cache, reads, device, run))
         stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""

@@ -4,6 +4,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
+class ModelError(ValueError):
+    """A network that cannot be had, or that cannot take these images; the message says the cure."""
+
+
 class Outputs(NamedTuple):
     """The named outputs of a network for a batch of B images.
 
@@ -21,6 +25,11 @@ class Outputs(NamedTuple):
     stages: tuple[Tensor, ...] = ()
     preacts: tuple[Tensor, ...] = ()
     stem: Tensor | None = None
+
+    def holds(self, field: str) -> bool:
+        """Whether that field is not empty."""
+        value = getattr(self, field)
+        return value is not None and len(value) > 0
 
 
 class Classifier(nn.Module):

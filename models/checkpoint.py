@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models._base import Classifier
-from models._registry import model_dict
+from models._base import Classifier, ModelError
+from models._registry import ZOOS, build, check_name, has_prefix, own_models, pretrained
 
 # What the wrappers of data parallelism and of compilation put before every key.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -41,9 +41,9 @@ class Checkpoint:
     state_dict: the weights on the CPU, without the prefixes of wrappers; all of them finite
     epoch: the number of epochs trained, if the file says so
     accuracy: the test accuracy in percent, if the file says so
-    model_name: the network's name, if the file says so; not yet held against `model_dict`
-    num_classes: the rows of the only matrix among the weights, which in every network here is the last
-        layer; None if there is no such matrix
+    model_name: the network's name, if the file says so; not yet held against the known ones
+    num_classes: the rows of the last layer, the only matrix among the weights of every network here; where there
+        is no such matrix or there are several, what the file says, or the rows of the last one
     """
 
     state_dict: dict[str, Tensor]
@@ -77,23 +77,22 @@ def read_checkpoint(path) -> Checkpoint:
     if not state_dict:
         raise CheckpointError(f"{path} has an empty state dict: save the network's again")
     state_dict = _unwrapped(_checked(path, state_dict))
-    matrices = [value for value in state_dict.values() if value.ndim == 2 and len(value) > 0]
     epoch, name = record.get("epoch"), record.get("model_name")
     return Checkpoint(
         state_dict=state_dict,
-        epoch=epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None,
+        epoch=epoch if _is_count(epoch) else None,
         accuracy=_percent(record.get("accuracy")),
         model_name=name if isinstance(name, str) else None,
-        num_classes=len(matrices[0]) if len(matrices) == 1 else None,
+        num_classes=_num_classes(state_dict, record.get("num_classes")),
     )
 
 
 def model_name_from(path, checkpoint: Checkpoint) -> str:
-    """The name in `model_dict` of the network whose weights `checkpoint`, read from `path`, holds.
+    """The name of the network whose weights `checkpoint`, read from `path`, holds.
 
     In this order: the name in the checkpoint; the longest name that the folder's begins with, followed
-    by '_' or its end (wrn_40_2_vanilla); the one name that stands in the file's own as a word
-    (cifar100_resnet56-f2eff4c8.pt); the one network with weights of these shapes.
+    by '_' or its end (wrn_40_2_vanilla, torchvision:resnet18_mine); the one name that stands in the file's own as
+    a word (cifar100_resnet56-f2eff4c8.pt); the one network of this repository with weights of these shapes.
 
     Raises CheckpointError where none of these decides.
     """
@@ -101,10 +100,10 @@ def model_name_from(path, checkpoint: Checkpoint) -> str:
         return _known(checkpoint.model_name, f"{path} says that it holds a ")
     path_absolute = Path(path).absolute()
     folder = path_absolute.parent.name
-    starts = [name for name in model_dict if f"{folder}_".startswith(f"{name}_")]
+    starts = [name for name in _names_for(folder) if f"{folder}_".startswith(f"{name}_")]
     if starts:
         return max(starts, key=len)
-    words = [n for n in model_dict if re.search(rf"(?<![A-Za-z0-9]){n}(?![A-Za-z0-9])", path_absolute.name)]
+    words = [n for n in own_models() if re.search(rf"(?<![A-Za-z0-9]){n}(?![A-Za-z0-9])", path_absolute.name)]
     if len(words) == 1:
         return words[0]
     fitting = _fitting(checkpoint)
@@ -112,20 +111,23 @@ def model_name_from(path, checkpoint: Checkpoint) -> str:
         return fitting[0]
     raise CheckpointError(
         f"{path}: neither the folder, the file's name nor the weights tell the network; "
-        f"name the folder after one of {', '.join(model_dict)}"
+        f"name the folder after one of {', '.join(own_models())}"
     )
 
 
 def load_model(path, model_name: str | None = None, num_classes: int | None = None):
     """The network in the file `path`, in evaluation mode on the CPU, and its Checkpoint.
 
-    model_name: its name in `model_dict`; found by `model_name_from` if not given
+    path: or a name such as torchvision:resnet34, for the network with the weights that its library publishes
+    model_name: its name; found by `model_name_from` if not given
     num_classes: the number of classes that the caller needs; any if not given
 
     The global random state is left as it was, so that a run's stream does not depend on its teacher.
     Raises CheckpointError for a bad file, an unknown name, weights that do not fit the network
-    exactly, or another number of classes.
+    exactly, or another number of classes; ModelError where a library's weights cannot be had.
     """
+    if names_weights(path):
+        return _published(str(path), num_classes)
     if model_name is not None:
         _known(model_name, "there is no ")
     checkpoint = read_checkpoint(path)
@@ -137,20 +139,62 @@ def load_model(path, model_name: str | None = None, num_classes: int | None = No
         if fitting:
             hint = f"its weights fit {fitting[0]}: name that, as by a folder {fitting[0]}_vanilla"
         raise CheckpointError(f"{path} does not fit {name}: {differences}; {hint}")
-    if num_classes is not None and checkpoint.num_classes != num_classes:
-        raise CheckpointError(
-            f"{path} has {checkpoint.num_classes} classes, {num_classes} are expected: "
-            "take a checkpoint trained on this data set"
-        )
+    _check_classes(path, checkpoint, num_classes)
     net = _built(name, checkpoint.num_classes)
     net.load_state_dict(checkpoint.state_dict, strict=True)
     return net.eval(), checkpoint
 
 
+def names_weights(path) -> bool:
+    """Whether `path` is not a file but a library's network, as torchvision:resnet34."""
+    return has_prefix(str(path)) and "/" not in str(path) and not Path(path).exists()
+
+
+def _published(name, num_classes):
+    with torch.random.fork_rng(devices=[]):
+        net = pretrained(name).eval()
+    with torch.no_grad():
+        state = net.state_dict()
+    checkpoint = Checkpoint(state, model_name=name, num_classes=_num_classes(state, net.num_classes))
+    _check_classes(name, checkpoint, num_classes)
+    return net, checkpoint
+
+
+def _check_classes(path, checkpoint, num_classes):
+    if num_classes is not None and checkpoint.num_classes != num_classes:
+        raise CheckpointError(
+            f"{path} has {checkpoint.num_classes} classes, {num_classes} are expected: "
+            "take a checkpoint trained on this data set"
+        )
+
+
+def _num_classes(state_dict, said) -> int | None:
+    """See Checkpoint; `said`: what the file says, of any type."""
+    matrices = [value for value in state_dict.values() if value.ndim == 2 and len(value) > 0]
+    if len(matrices) != 1 and _is_count(said) and said > 0:
+        return said
+    return len(matrices[-1]) if matrices else None
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _names_for(folder: str) -> list[str]:
+    """The names that a folder may begin with; another library is asked for its own only where its prefix is there."""
+    zoo = folder.partition(":")[0]
+    if not has_prefix(folder):
+        return list(own_models())
+    try:
+        return [f"{zoo}:{name}" for name in ZOOS[zoo].names()]
+    except ModelError as error:
+        raise CheckpointError(f"the folder {folder} names a network of {zoo}, and {error}") from None
+
+
 def _built(name: str, num_classes: int) -> Classifier:
     """A new network; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        return model_dict[name](num_classes=num_classes)
+        return build(name, num_classes)
 
 
 def _load(path):
@@ -288,9 +332,10 @@ def _percent(value) -> float | None:
 
 
 def _known(name: str, saying: str) -> str:
-    if name not in model_dict:
-        raise CheckpointError(f"{saying}{_shown(name)}; the networks are {', '.join(model_dict)}")
-    return name
+    try:
+        return check_name(name)
+    except ModelError as error:
+        raise CheckpointError(f"{saying}{_shown(name)}; {error}") from None
 
 
 @lru_cache(maxsize=64)
@@ -319,8 +364,8 @@ def _differences(checkpoint: Checkpoint, name: str) -> str:
 
 
 def _fitting(checkpoint: Checkpoint) -> list[str]:
-    """The networks that the checkpoint's weights fit, whatever their number of classes."""
-    return [name for name in model_dict if not _differences(checkpoint, name)]
+    """The networks of this repository that the checkpoint's weights fit, whatever their number of classes."""
+    return [name for name in own_models() if not _differences(checkpoint, name)]
 
 
 def _listed(keys) -> str:
