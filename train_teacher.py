@@ -9,6 +9,7 @@ import torch
 import dataset
 from helper import cli
 from helper.by_class import by_class
+from helper.cuda_graph import is_captured
 from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
@@ -26,21 +27,23 @@ def main():
     torch.manual_seed(stream(options.seed, options.trial, "init"))
     net = build(options.model, len(data.classes))
     with torch.no_grad():
-        net.eval()(data.train.images[:1].float() / 255)  # a net that does not take these images refuses here
+        net.eval()(torch.zeros(1, *data.image_shape))  # a net that does not take these images refuses here
     net.to(device)
+    objective = Objective({"ce": CrossEntropy()})
+    precision = precision_of(options, device)
+    captured, step = is_captured(options.cuda_graph, objective, device)
 
     run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:
         return run.report()
-    precision = precision_of(options, device)
     precision.prepare(net)
     run.start(device, precision, {
-        "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE",
+        "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE", **step,
     })
-    objective = Objective({"ce": CrossEntropy()})
     phase = Phase(
         "train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
-        rates(options), options.epochs, {"student": net, "objective": objective}, precision=precision)
+        rates(options), options.epochs, {"student": net, "objective": objective}, precision=precision,
+        captured=captured)
     test = data.test_images(device)
     fit(phase, data.train_views(device), test, run, options)
     run.finish(phase, by_class(net, test, data, precision))
