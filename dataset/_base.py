@@ -25,6 +25,7 @@ class Data:
 
     mean, std: per channel, of pixels scaled to [0, 1]; the normalisation of training and test
     flip: whether a training view may be mirrored (not for digits, whose mirror images are no digits)
+    superclasses: of each class, in their order, the name of its superclass; empty where there are none
     """
 
     name: str
@@ -34,3 +35,4 @@ class Data:
     flip: bool
     train: Split
     test: Split
+    superclasses: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import pickle
 
 import torch
 
@@ -18,7 +19,7 @@ def load(root: str) -> Data:
     Raises DataError where it is missing and cannot be fetched.
     """
     train, test = _fetch(root)
-    return Data("cifar100", tuple(train.classes), MEAN, STD, True, _split(train), _split(test))
+    return Data("cifar100", tuple(train.classes), MEAN, STD, True, _split(train), _split(test), _superclasses(test))
 
 
 def _fetch(root):
@@ -42,6 +43,20 @@ def _fetch(root):
         raise DataError(f"the data folder {root} is not writable ({error.strerror}): give another --data_dir") from None
     except Exception as error:  # torchvision, urllib and pickle each raise their own kinds
         raise DataError(f"CIFAR-100 is not in {root} and cannot be fetched ({_line(error)}): {put}") from None
+
+
+def _superclasses(test):
+    """Of each class the name of its superclass, read from the labels of the test images, which torchvision has
+    md5-checked but of which it keeps the fine ones alone; empty where a file lacks them."""
+    folder = os.path.join(test.root, test.base_folder)
+    with open(os.path.join(folder, "meta"), "rb") as file:
+        names = pickle.load(file, encoding="latin1").get("coarse_label_names")
+    with open(os.path.join(folder, "test"), "rb") as file:
+        coarse = pickle.load(file, encoding="latin1").get("coarse_labels")
+    if not names or not coarse:
+        return ()
+    of = dict(zip(test.targets, coarse, strict=True))
+    return tuple(names[of[c]] for c in range(len(test.classes)))
 
 
 def _line(error):
