@@ -12,7 +12,7 @@ h1 { font-size: 1.7rem; font-weight: 600; line-height: 1.25; margin: 0 0 .4rem }
 h2 { font-size: 1.15rem; font-weight: 600; margin: 2.6rem 0 .6rem }
 p, figcaption, ul { max-width: 44rem }
 figure { margin: 1.2rem 0 0 }
-img { display: block; max-width: 100%; height: auto }
+img { display: block; max-width: 100%; max-height: 92vh }
 figcaption { margin-top: .6rem; font-size: .95rem; color: #333 }
 .facts { color: #555; font-size: .85rem; overflow-wrap: anywhere }
 code { font: .85em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; overflow-wrap: anywhere }
@@ -21,6 +21,7 @@ th, td { padding: .22rem .8rem .22rem 0; text-align: right; white-space: nowrap 
 th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom }
 td { border-bottom: 1px solid #ececec }
 .text { text-align: left }
+.group { text-align: center; border-bottom: none; padding-top: .6rem }
 .formula { white-space: nowrap }
 sub { line-height: 1 }
 @page { margin: 16mm }
@@ -28,9 +29,10 @@ sub { line-height: 1 }
   body { padding: 0; max-width: none; font-size: 10pt }
   h2 { break-after: avoid; margin-top: 1.4rem }
   figure, tr { break-inside: avoid }
-  img { max-height: 165mm; width: auto }
+  img { max-height: 120mm }
   thead { display: table-header-group }
   table { font-size: 8pt }
+  th, td { padding: .1rem .7rem .1rem 0 }
 }
 """
 
@@ -56,12 +58,17 @@ def figure(image: bytes, alt: str, caption: str) -> str:
             f"<figcaption>{caption}</figcaption>\n</figure>")
 
 
-def table(head: list[str], rows: list[list], text: int = 1) -> str:
-    """Cells of plain text, the first `text` columns to the left and the others to the right."""
+def table(head: list[str], rows: list[list], text: int = 1, groups: tuple[tuple[str, int], ...] = ()) -> str:
+    """Cells of plain text, the first `text` columns to the left and the others to the right.
+
+    groups: (title, columns) of each stretch of columns after the `text` ones, for a line above the head
+    """
     def line(cells, tag):
-        left, right = f"<{tag} class=\"text\">", f"<{tag}>"
+        left, right = f'<{tag} class="text">', f"<{tag}>"
         return "<tr>" + "".join(f"{left if i < text else right}{escape(str(cell))}</{tag}>"
                                 for i, cell in enumerate(cells)) + "</tr>"
 
+    above = "".join(f'<th class="group" colspan="{span}">{escape(title)}</th>' for title, span in groups)
+    above = above and f'<tr><th class="group" colspan="{text}"></th>{above}</tr>'
     body = "\n".join(line(row, "td") for row in rows)
-    return f"<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f"<table>\n<thead>{above}{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -194,7 +194,7 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
     nets = [(look, _ordered(matrix, layout)) for look, matrix in others]
     first = [(teacher[0].label, base)] + ([(nets[0][0].label, nets[0][1])] if len(nets) == 1 else [])
     gaps = [(look.label, np.abs(matrix - base)) for look, matrix in nets]
-    figure = _figure(WIDTH + 1, 4.2)
+    figure = _figure(WIDTH + 1, 4.0)
     axes = figure.subplots(1, 3)
     limits = np.nanpercentile(np.concatenate([_off_diagonal(matrix) for _, matrix in first]), (1, 99.5))
     most = max(np.nanpercentile(_off_diagonal(gap), 99.5) for _, gap in gaps)
@@ -240,7 +240,7 @@ def spread_by_class(nets: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
 def spread_scatter(base: tuple[Look, list[Tensor]], net: tuple[Look, list[Tensor]], names: list[str]) -> Figure:
     """Of each class a point: one net's value against the other's, a panel for each measure named in `names`."""
     figure = _figure(4.1 * len(names), 4.1)
-    for ax, x, y, name in zip(figure.subplots(1, len(names)), base[1], net[1], names, strict=True):
+    for ax, x, y, name in zip(figure.subplots(1, len(names), squeeze=False)[0], base[1], net[1], names, strict=True):
         x, y = x.numpy(), y.numpy()
         top = 1.06 * np.nanmax([x, y])
         ax.fill_between([0, top], [0, top], color="#f1f5f6", linewidth=0)

@@ -310,12 +310,12 @@ def class_table(nets: dict[str, Measured], data: Data) -> str:
     names = [data.classes] + ([data.superclasses] if data.superclasses else [])
     head, columns = ["class", "superclass"][: len(names)], []
     for net in nets.values():
-        head += [f"{net.look.label}: top-1, %", "spread", "D, nats"]
+        head += ["top-1, %", "spread", "D, nats"]
         columns += [(analysis.class_accuracy(net.predictions.logits, net.predictions.labels), ".1f"),
                     (net.spread, ".4f"), (net.kl, ".4f")]
     rows = [[*(column[c].replace("_", " ") for column in names), *(f"{column[c]:{form}}" for column, form in columns)]
             for c in layout_of(data.classes, data.superclasses).order]
-    return page.table(head, rows, text=len(names))
+    return page.table(head, rows, len(names), tuple((net.look.label, 3) for net in nets.values()))
 
 
 if __name__ == "__main__":
