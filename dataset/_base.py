@@ -38,6 +38,7 @@ class Data:
     note: what was done to the training set, for the run's first lines, as '; imbalance 0.01: ...'
     shots: (classes,) int64, the training images of each class in a long tail, before label noise; else None
     countable: whether an image has finitely many views, which TrainViews numbers
+    superclasses: of each class, in their order, the name of its superclass; empty where there are none
     """
 
     name: str
@@ -49,6 +50,7 @@ class Data:
     test: Split
     note: str = ""
     shots: Tensor | None = None
+    superclasses: tuple[str, ...] = ()
 
     countable: ClassVar[bool] = True
 

@@ -33,10 +33,12 @@ def cifar_server(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
 
     def batch(n):
-        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "fine_labels": [i % 100 for i in range(n)]}
+        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "fine_labels": [i % 100 for i in range(n)],
+                "coarse_labels": [(2 - i % 100) % 3 for i in range(n)]}
 
     files = {"train": pickle.dumps(batch(200)), "test": pickle.dumps(batch(100)),
-             "meta": pickle.dumps({"fine_label_names": [f"name{i}" for i in range(100)]})}
+             "meta": pickle.dumps({"fine_label_names": [f"name{i}" for i in range(100)],
+                                   "coarse_label_names": [f"coarse{i}" for i in range(3)]})}
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, content in files.items():

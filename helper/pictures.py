@@ -1,0 +1,299 @@
+"""The pictures of scripts/analyze.py: each function draws what is already computed, and returns a figure.
+
+Colours run from pale to dark, and nets differ by marker and line style as well, so that a grey print still reads.
+Needs matplotlib (requirements-extras.txt).
+"""
+import io
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from helper.analysis import Reliability
+
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
+    "axes.linewidth": 0.7, "xtick.color": "#333333", "ytick.color": "#333333", "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7, "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True,
+    "legend.frameon": False, "figure.facecolor": "white",
+}
+SHADES = "YlGnBu"
+CATEGORIES = ("#1f6f8b", "#e08a3c", "#4b8f4b", "#b5443b", "#7d6bb0", "#8a6244", "#d77fb0", "#6f6f6f", "#b0b236",
+              "#3fb3c2")
+MARKERS = "os^Dvp*XP<"
+WIDTH, RARE = 10.0, 0.01
+# colour, marker and line of each net's role in a comparison
+LOOKS = {"teacher": ("#4a4a4a", "|", "--"), "against": ("#d9822b", "o", "-"), "student": ("#0b6e8f", "D", "-")}
+
+
+class Look(NamedTuple):
+    """How a net appears in every picture."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str
+
+
+class Layout(NamedTuple):
+    """The order of the classes on an axis.
+
+    order: the classes' numbers; names: their names, in that order
+    groups: (name, first, end) of each stretch of a superclass; none where the data has no superclasses
+    """
+
+    order: list[int]
+    names: list[str]
+    groups: list[tuple[str, int, int]]
+
+
+def layout_of(classes: tuple[str, ...], superclasses: tuple[str, ...]) -> Layout:
+    """Classes by superclass and name; without superclasses in their own order."""
+    if not superclasses:
+        return Layout(list(range(len(classes))), [_words(name) for name in classes], [])
+    order = sorted(range(len(classes)), key=lambda c: (superclasses[c], classes[c]))
+    groups = []
+    for place, c in enumerate(order):
+        if groups and groups[-1][0] == superclasses[c]:
+            groups[-1][2] = place + 1
+        else:
+            groups.append([superclasses[c], place, place + 1])
+    return Layout(order, [_words(classes[c]) for c in order], [(_words(n), a, b) for n, a, b in groups])
+
+
+def png(draw, *arguments) -> bytes:
+    """The figure that `draw(*arguments)` returns, in this module's style, as the bytes of a PNG file."""
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE):
+        buffer = io.BytesIO()
+        draw(*arguments).savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
+def _words(name):
+    return name.replace("_", " ")
+
+
+def _figure(width, height):
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _curve(ax, trials, value, label, band=True, **style):
+    """The mean over trials by epoch, and a band of one standard deviation; what is 0 in every trial is left out."""
+    epochs = [line["epoch"] for line in trials[0]]
+    series = np.array([[value(line) for line in lines] for lines in trials])
+    middle = np.where((series == 0).all(0), np.nan, series.mean(0))
+    ax.plot(epochs, middle, label=label, marker="o" if len(epochs) == 1 else None, **style)
+    if band and len(series) > 1:
+        deviation = series.std(0, ddof=1)
+        ax.fill_between(epochs, middle - deviation, middle + deviation, color=style["color"], alpha=0.18, linewidth=0)
+    return middle
+
+
+def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float] | None) -> Figure:
+    """Losses of the last run, and accuracies of all.
+
+    runs: of each run its look and its trials' log lines, as many in each trial
+    teacher: its look and its accuracy in percent
+    """
+    figure = _figure(WIDTH, 3.7)
+    left, right = figure.subplots(1, 2)
+    _, trials = runs[-1]
+    terms, drawn = list(trials[0][0]["losses"]), []
+    if len(terms) > 1:
+        drawn.append(_curve(left, trials, lambda line: line["loss"], "total", color="#222222", linewidth=1.6))
+    for term, colour, dashes in zip(terms, CATEGORIES, ("-", "--", "-.", ":", *"------"), strict=False):
+        drawn.append(_curve(left, trials, lambda line, term=term: line["losses"][term], term, color=colour,
+                            linewidth=1.3, linestyle=dashes))
+    drawn.append(_curve(left, trials, lambda line: line["test_loss"], "test cross-entropy", color="#999999",
+                        linewidth=1.3, linestyle=(0, (1, 1))))
+    left.set(title="loss terms (weighted), training", xlabel="epoch")
+    lowest, highest = np.nanmin(drawn), np.nanmax(drawn)
+    if lowest > 0:  # VID's loss may be negative
+        # The limits follow the lines: on this scale a band may reach down without end.
+        left.set(yscale="log", ylim=(lowest / 2, highest * 2))
+    for look, lines in runs:
+        _curve(right, lines, lambda line: line["test_top1"], f"{look.label}, test", color=look.colour, linewidth=1.6)
+        _curve(right, lines, lambda line: line["train_top1"], f"{look.label}, training", band=False,
+               color=look.colour, linewidth=1.1, linestyle=":")
+    if teacher:
+        look, top1 = teacher
+        right.axhline(top1, color=look.colour, linewidth=1, linestyle="--", label=f"{look.label}, test")
+    right.set(title="top-1 accuracy, %", xlabel="epoch")
+    for ax in (left, right):
+        ax.grid(True)
+        ax.legend(loc="upper right" if ax is left else "lower right")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _class_ticks(axis, layout, size):
+    """Superclasses, or where there are none classes, as the ticks of an axis."""
+    if layout.groups:
+        places, names = [(a + b - 1) / 2 for _, a, b in layout.groups], [name for name, _, _ in layout.groups]
+    else:
+        step = -(-len(layout.names) // 40)
+        places, names = range(0, len(layout.names), step), layout.names[::step]
+    upright = axis.axis_name == "x" and max(map(len, names)) > 2
+    axis.set_ticks(places, names, fontsize=size, rotation=90 if upright else 0)
+    axis.set_tick_params(length=0)
+
+
+def _matrix(ax, values, layout, title, limits, size, ticks="xy"):
+    """A matrix over the classes, thin lines between superclasses; ticks: the axes that have names."""
+    image = ax.imshow(values, cmap=SHADES, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks([])
+        if axis.axis_name in ticks:
+            _class_ticks(axis, layout, size)
+    for _, start, _ in layout.groups[1:]:
+        ax.axvline(start - 0.5, color="#ffffff", linewidth=0.6)
+        ax.axhline(start - 0.5, color="#ffffff", linewidth=0.6)
+    ax.set_title(title)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def _bar(figure, image, ax, **where):
+    """The scale of an image; pointed where values lie beyond its end."""
+    values, (low, high) = image.get_array(), image.get_clim()
+    beyond = (bool(values.min() < low), bool(values.max() > high))
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    bar = figure.colorbar(image, ax=ax, extend=extend, **where)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7.5)
+
+
+def _ordered(matrix: Tensor, layout):
+    return matrix[layout.order][:, layout.order].numpy()
+
+
+def _off_diagonal(values):
+    return values[~np.eye(len(values), dtype=bool)]
+
+
+def class_means(means: Tensor, layout: Layout, look: Look) -> Figure:
+    """The class-mean logits (C, C), a class a row. The shades span what lies off the diagonal."""
+    values = _ordered(means, layout)
+    figure = _figure(7.6, 6.6)
+    ax = figure.subplots()
+    limits = np.nanpercentile(_off_diagonal(values), (1, 99.7))
+    _bar(figure, _matrix(ax, values, layout, f"{look.label}: mean logit", limits, 7.5), ax, shrink=0.8, pad=0.02)
+    ax.set(xlabel="logit of", ylabel="test images of")
+    return figure
+
+
+def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
+    """The teacher's correlation matrix of logits, then of each other net how far its own is from it.
+
+    With one other net its own matrix stands between the two.
+    """
+    base = _ordered(teacher[1], layout)
+    nets = [(look, _ordered(matrix, layout)) for look, matrix in others]
+    first = [(teacher[0].label, base)] + ([(nets[0][0].label, nets[0][1])] if len(nets) == 1 else [])
+    gaps = [(look.label, np.abs(matrix - base)) for look, matrix in nets]
+    figure = _figure(WIDTH + 1, 4.0)
+    axes = figure.subplots(1, 3)
+    limits = np.nanpercentile(np.concatenate([_off_diagonal(matrix) for _, matrix in first]), (1, 99.5))
+    most = max(np.nanpercentile(_off_diagonal(gap), 99.5) for _, gap in gaps)
+    shown = [(f"{label}\nρ", matrix, limits) for label, matrix in first]
+    shown += [(f"{label}\n|ρ − ρ teacher|, mean {_off_diagonal(gap).mean():.3f}", gap, (0, most))
+              for label, gap in gaps]
+    # The matrices are symmetric: names on the first one's rows are enough.
+    images = [_matrix(ax, matrix, layout, title, limit, 7, "y" if ax is axes[0] else "")
+              for ax, (title, matrix, limit) in zip(axes, shown, strict=True)]
+    for part in (slice(0, len(first)), slice(len(first), 3)):
+        _bar(figure, images[part][0], axes[part], location="bottom", shrink=0.6 / len(axes[part]), aspect=25, pad=0.03)
+    return figure
+
+
+def spread_by_class(nets: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
+    """Of each class a row, and on it each net's value; nets: looks and values (C,)."""
+    number = len(layout.order)
+    columns = min(4, -(-number // 15))
+    rows = -(-number // columns)
+    figure = _figure(WIDTH if columns > 1 else 6.5, 0.9 + 0.2 * max(rows, 8))
+    axes = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
+    for i, ax in enumerate(axes):
+        part = range(i * rows, min(number, (i + 1) * rows))
+        values = np.array([[value[layout.order[k]].item() for k in part] for _, value in nets])
+        places = np.arange(len(part))
+        ax.hlines(places, values.min(0), values.max(0), color="#cccccc", linewidth=1.2)
+        for (look, _), value in zip(nets, values, strict=True):
+            ax.plot(value, places, look.marker, color=look.colour, markersize=4.2, label=look.label, linestyle="none",
+                    clip_on=False)
+        ax.set_yticks(places, [layout.names[k] for k in part], fontsize=7.5)
+        ax.set_ylim(rows - 0.4, -0.6)
+        for _, start, _ in layout.groups:
+            if part.start < start < part.stop:
+                ax.axhline(start - part.start - 0.5, color="#999999", linewidth=0.6)
+        ax.grid(True, axis="x")
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlim(0, 1.04 * max(np.nanmax(value.numpy()) for _, value in nets))
+    figure.supxlabel("spread within the class, $S_c$", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(nets))
+    return figure
+
+
+def spread_scatter(base: tuple[Look, list[Tensor]], net: tuple[Look, list[Tensor]], names: list[str]) -> Figure:
+    """Of each class a point: one net's value against the other's, a panel for each measure named in `names`."""
+    figure = _figure(4.1 * len(names), 4.1)
+    for ax, x, y, name in zip(figure.subplots(1, len(names), squeeze=False)[0], base[1], net[1], names, strict=True):
+        x, y = x.numpy(), y.numpy()
+        top = 1.06 * np.nanmax([x, y])
+        ax.fill_between([0, top], [0, top], color="#f1f5f6", linewidth=0)
+        ax.plot([0, top], [0, top], color="#888888", linewidth=0.9)
+        ax.plot(x, y, net[0].marker, color=net[0].colour, markersize=4.5, alpha=0.8, markeredgewidth=0,
+                clip_on=False)
+        below = f"{int((y < x).sum())} of {int(np.isfinite(x + y).sum())} classes"
+        ax.text(0.97, 0.04, f"smaller for {net[0].label}:\n{below}", transform=ax.transAxes, ha="right", va="bottom",
+                fontsize=8)
+        ax.set(title=name, xlabel=base[0].label, ylabel=net[0].label, xlim=(0, top), ylim=(0, top), aspect="equal")
+    return figure
+
+
+def tsne(nets: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list[str]) -> Figure:
+    """Embeddings (n, 2) of the same images side by side; which (n,): the place in `names` of each one's class."""
+    figure = _figure(3.5 * len(nets), 3.9 + 0.17 * -(-len(names) // 5))
+    for ax, (look, points) in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
+        for k, name in enumerate(names):
+            own = points[which == k]
+            ax.plot(own[:, 0], own[:, 1], MARKERS[k % len(MARKERS)], color=CATEGORIES[k % len(CATEGORIES)],
+                    markersize=4, markeredgewidth=0, alpha=0.8, linestyle="none", label=name)
+        ax.set(title=look.label, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(names)))
+    for handle in legend.legend_handles:
+        handle.set_markersize(6)
+    return figure
+
+
+def reliability(nets: list[tuple[Look, Reliability, float]]) -> Figure:
+    """Accuracy by confidence, and how many images have it; with each net its expected calibration error.
+
+    A bin with less than RARE of the images is pale.
+    """
+    figure = _figure(3.3 * len(nets), 4.3)
+    axes = figure.subplots(2, len(nets), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
+    for (upper, lower), (look, bins, error) in zip(axes.T, nets, strict=True):
+        edges = np.linspace(0, 1, len(bins.count) + 1)
+        middle, width = (edges[1:] + edges[:-1]) / 2, 0.92 * edges[1]
+        accuracy, confidence = bins.accuracy.numpy(), bins.confidence.numpy()
+        share = (bins.count / bins.count.sum()).numpy()
+        for rare, alpha in ((False, 0.9), (True, 0.3)):
+            part = (share < RARE) == rare
+            upper.bar(middle[part], accuracy[part], width, color=look.colour, alpha=alpha, linewidth=0,
+                      label=None if rare else "accuracy")
+        upper.hlines(confidence, middle - width / 2, middle + width / 2, color="#111111", linewidth=1.6,
+                     label="mean confidence")
+        upper.vlines(middle, accuracy, confidence, color="#111111", linewidth=0.8, label="gap")
+        upper.plot([0, 1], [0, 1], color="#777777", linewidth=0.9, linestyle="--")
+        upper.set(title=f"{look.label}\nECE {error:.3f}", xlim=(0, 1), ylim=(0, 1))
+        lower.bar(middle, 100 * share, width, color="#9a9a9a")
+        lower.set(xlabel="confidence (largest probability)")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("% of images")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,138 @@
+"""Measure a checkpoint on the test set: accuracy, calibration, consistency within classes, cost.
+
+python scripts/evaluate.py save/models/resnet56_vanilla/ckpt_epoch_240.pth
+python scripts/evaluate.py CHECKPOINT --json figures.json
+
+docs/analysis.md says what each figure is.
+"""
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from dataset import Data, EvalImages
+from helper import analysis, cost
+from helper.cli import Parser
+from helper.errors import UsageError, guarded
+from helper.files import write_json
+from helper.subject import Predictions, Subject, add_flags, open_subject, predict, say
+
+
+def main():
+    options = options_of(sys.argv[1:])
+    subject, data, device = open_subject(options)
+    say(f"{subject.path}: {subject.net.name} on the {len(data.test):,} test images of {data.name}, {device.type}")
+    test = EvalImages(data, device)
+    found = measure(subject, data, predict(subject.net, test, options.batch_size))
+    found |= cost_of(subject.net, test, options.batch_size)
+    if options.json is None:
+        print(table(found))
+    elif options.json == "-":
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        write_json(options.json, found)
+
+
+def options_of(argv):
+    parser = Parser(prog="evaluate.py", description="Measure a checkpoint on the test set.")
+    add_flags(parser)
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
+                        help="write JSON to FILE, or without a FILE to standard output, instead of the table")
+    options = parser.parse_args(argv)
+    folder = os.path.dirname(options.json or "") or "."
+    if options.json is not None and (not os.access(folder, os.W_OK | os.X_OK) or os.path.isdir(options.json)):
+        raise UsageError(f"--json {options.json}: cannot be written there; name a file in a folder that exists")
+    return options
+
+
+def measure(subject: Subject, data: Data, p: Predictions) -> dict:
+    """Everything that the predictions say, as plain data; a figure that no image decides is None."""
+    total, classes = analysis.summary(p.logits, p.labels), len(data.classes)
+    found = {
+        "checkpoint": subject.path, "model": subject.net.name, "dataset": data.name, "classes": classes,
+        "images": total.images, "top1": total.top1, "top5": total.top5, "nll": total.nll,
+        "ece": total.ece, "ece_bins": analysis.BINS,
+        "consistency": {"spread": total.spread, "kl": total.kl, "ikd": total.ikd},
+        "stated_in_the_file": {"epoch": subject.checkpoint.epoch, "accuracy": subject.checkpoint.accuracy},
+    }
+    columns = {
+        "images": analysis.class_counts(p.labels, classes).long(),
+        "top1": analysis.class_accuracy(p.logits, p.labels),
+        "spread": analysis.within_class_spread(p.logits, p.labels),
+        "kl": analysis.within_class_kl(p.logits, p.labels),
+        "ikd": analysis.own_ikd_distance(p.logits, p.labels),
+    }
+    names = {"class": data.classes} | ({"superclass": data.superclasses} if data.superclasses else {})
+    found["per_class"] = rows(names, columns)
+    if data.superclasses:
+        superclasses, of = analysis.numbered(data.superclasses)
+        exact, within = analysis.superclass_accuracy(p.logits, p.labels, of)
+        images = analysis.class_counts(of[p.labels], len(superclasses)).long()
+        found["per_superclass"] = rows({"superclass": superclasses}, {
+            "images": images, "top1": exact, "within": within})
+    return found
+
+
+def rows(names: dict, columns: dict) -> list[dict]:
+    """Columns of text and of numbers (tensors) as a list of rows; NaN becomes None."""
+    values = names | {key: column.tolist() for key, column in columns.items()}
+    return [{key: None if isinstance(v, float) and math.isnan(v) else v
+             for key, v in zip(values, row, strict=True)} for row in zip(*values.values(), strict=True)]
+
+
+def cost_of(net, test: EvalImages, batch_size: int) -> dict:
+    """Parameters, FLOPs an image, and the latency of 1 image and of a batch."""
+    images, _ = next(test.batches(batch_size))
+    device = images.device
+    timed = [cost.latency(net, images[:n]) for n in sorted({1, len(images)})]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return {
+        "parameters": cost.parameters(net), "flops": cost.flops(net, images[:1]),
+        "latency": {"device": name, "batches": [
+            {"images": t.images, "median_ms": 1000 * t.median, "runs": t.runs} for t in timed]},
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def table(found: dict) -> str:
+    """The figures for reading."""
+    said, consistency = found["stated_in_the_file"], found["consistency"]
+    lines = {
+        "checkpoint": found["checkpoint"] + (f", epoch {said['epoch']}" if said["epoch"] is not None else ""),
+        "network": f"{found['model']}, {found['parameters']:,} parameters, {found['flops'] / 1e6:,.1f} MFLOPs an image",
+        "data": f"{found['dataset']}, {found['images']:,} test images, {found['classes']} classes",
+        "accuracy": f"top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}"
+                    + (f" (the file says {said['accuracy']:.2f})" if said["accuracy"] is not None else ""),
+        "calibration": f"NLL {found['nll']:.4f}, ECE {found['ece']:.4f} ({found['ece_bins']} bins)",
+        "consistency": f"spread {consistency['spread']:.4f}, KL {consistency['kl']:.4f}, IKD {consistency['ikd']:.4f} "
+                       "(means over the classes; lower: more alike)",
+        "latency": "; ".join(f"{t['median_ms']:.2f} ms for {t['images']} (median of {t['runs']})"
+                             for t in found["latency"]["batches"]) + f"; {found['latency']['device']}, float32",
+    }
+    parts = ["\n".join(f"{name:<13}{line}" for name, line in lines.items())]
+    parts += [columns_of(found[key]) for key in ("per_superclass", "per_class") if key in found]
+    return "\n\n".join(parts)
+
+
+def columns_of(rows: list[dict]) -> str:
+    """Rows as aligned columns: text to the left, numbers to the right."""
+    def shown(value):
+        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    def accuracy(key, value):
+        return f"{value:.2f}" if key in ("top1", "within") and value is not None else shown(value)
+
+    cells = [list(rows[0]), *([accuracy(key, value) for key, value in row.items()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    text = [isinstance(value, str) for value in rows[0].values()]
+    return "\n".join("  ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}"
+                               for cell, w, left in zip(line, widths, text, strict=True)).rstrip() for line in cells)
+
+
+if __name__ == "__main__":
+    guarded(main)

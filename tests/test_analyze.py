@@ -1,0 +1,168 @@
+"""scripts/analyze.py on a student of the digits, and what its pictures and its page show."""
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset
+from helper import analysis, page, pictures
+from helper.pictures import LOOKS, Look, layout_of
+from helper.subject import read_record
+from models import load_model, model_dict
+from scripts.analyze import trials_of
+from tests import scripts
+
+TEACHER, AGAINST, STUDENT = (Look(name, *LOOKS[name]) for name in ("teacher", "against", "student"))
+
+
+@pytest.fixture(scope="module")
+def student(digits_teacher, tmp_path_factory):
+    """The checkpoint of a student with IKD, in its run's folder."""
+    save = tmp_path_factory.mktemp("save")
+    scripts.succeed("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--epochs", 2, "--avg", 1,
+                    "-a", 0.9, "--warm_up", 0, "--batch_size", 128, "--save_dir", save)
+    return scripts.only(save / "student_model") / "resnet8_last.pth"
+
+
+class Reader(HTMLParser):
+    """Every address that a page names, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.text = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_it_leaves_pictures_and_one_page_that_needs_nothing_else(student, digits_teacher):
+    process = scripts.succeed("scripts/analyze.py", student)
+    out = student.parent / "analysis"
+    assert process.stdout.strip() == str(out / "report.html")
+    names = ["curves", "class_means", "spread", "spread_change", "tsne", "correlations", "reliability"]
+    assert {path.name for path in out.iterdir()} == {"report.html", *(f"{name}.png" for name in names)}
+    reader = Reader()
+    reader.feed(html := (out / "report.html").read_text())
+    assert len(reader.addresses) == 7 and "http" not in html and "@import" not in html and "url(" not in html
+    for name, address in zip(names, reader.addresses, strict=True):
+        content = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+        assert content == (out / f"{name}.png").read_bytes()
+        image = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert image.shape[1] > 1000 and image.std() > 10  # something is drawn
+    # The first table: the teacher that args.json names, and the student, as the net itself has it.
+    data = dataset.load("digits", "unused")
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (data.mean, data.std))
+    images, labels = (data.test.images / 255 - mean) / std, data.test.labels
+    for name, path in (("teacher resnet14", digits_teacher), ("resnet8, kd+IKD", student)):
+        with torch.no_grad():
+            logits = load_model(path)[0](images)
+        s = analysis.summary(logits, labels)
+        cells = [f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.nll:.3f}", f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"]
+        row = re.search(rf"<tr><td[^>]*>{re.escape(name)}</td>(.*?)</tr>", html)[1]
+        assert re.findall("<td>(.*?)</td>", row)[1:7] == cells
+
+
+def test_trials_are_the_finished_runs_of_the_same_settings(student, tmp_path):
+    def sibling(name, settings=None, finished=True):
+        shutil.copytree(student.parent, tmp_path / name, ignore=shutil.ignore_patterns("analysis"))
+        args = json.loads((tmp_path / name / "args.json").read_text())
+        args["settings"] |= settings or {}
+        (tmp_path / name / "args.json").write_text(json.dumps(args))
+        if not finished:
+            (tmp_path / name / "result.json").unlink()
+
+    sibling("own")
+    assert len(trials_of(read_record(str(tmp_path / "own")))) == 1
+    sibling("second", {"trial": "2", "data_dir": "elsewhere"})
+    sibling("unfinished", {"trial": "3"}, finished=False)
+    sibling("longer", {"trial": "2", "epochs": 4})
+    trials = trials_of(read_record(str(tmp_path / "own")))
+    assert len(trials) == 2 and all([line["epoch"] for line in lines] == [1, 2] for lines in trials)
+    assert trials_of(read_record(str(tmp_path))) == []
+
+
+def lines(top1):
+    return [{"epoch": e, "loss": 1.0, "losses": {"ce": 1.0, "ikd": e - 1.0}, "test_loss": 1.0, "test_top1": v,
+             "train_top1": v} for e, v in enumerate(top1, 1)]
+
+
+def test_curves_are_means_over_trials_with_a_band_of_one_deviation():
+    figure = pictures.curves([(STUDENT, [lines([10, 50]), lines([20, 80]), lines([60, 80])])], (TEACHER, 90.0))
+    left, right = figure.axes
+    test = next(line for line in right.lines if line.get_label() == "student, test")
+    assert test.get_ydata().tolist() == [30.0, 70.0]
+    (band,) = right.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    deviations = [np.std([10, 20, 60], ddof=1), np.std([50, 80, 80], ddof=1)]
+    assert heights.min() == pytest.approx(min(30 - deviations[0], 70 - deviations[1]))
+    assert heights.max() == pytest.approx(max(30 + deviations[0], 70 + deviations[1]))
+    ikd = next(line for line in left.lines if line.get_label() == "ikd")
+    assert np.isnan(ikd.get_ydata()[0]) and ikd.get_ydata()[1] == 1.0  # silent in epoch 1
+    assert left.get_yscale() == "log"
+
+
+def test_matrices_stand_in_the_order_of_superclasses():
+    layout = layout_of(("cat", "oak", "dog", "elm"), ("pet", "a_tree", "pet", "a_tree"))
+    assert layout.order == [3, 1, 0, 2] and layout.names == ["elm", "oak", "cat", "dog"]
+    assert layout.groups == [("a tree", 0, 2), ("pet", 2, 4)]
+    means = torch.arange(16.0).view(4, 4)
+    (image,) = pictures.class_means(means, layout, TEACHER).axes[0].images
+    assert image.get_array()[0].tolist() == [15, 13, 12, 14]
+    assert layout_of(("b", "a"), ()) == ([0, 1], ["b", "a"], [])
+
+
+def test_the_correlation_map_shows_the_distance_to_the_teachers():
+    layout = layout_of(("a", "b", "c"), ())
+    base = torch.eye(3)
+    near, far = base + 0.1 * (1 - base), base - 0.3 * (1 - base)
+    axes = pictures.correlations((TEACHER, base), [(AGAINST, far), (STUDENT, near)], layout).axes
+    assert [ax.get_title() for ax in axes[:3]] == [
+        "teacher\nρ", "against\n|ρ − ρ teacher|, mean 0.300", "student\n|ρ − ρ teacher|, mean 0.100"]
+    assert axes[1].images[0].get_array()[0].tolist() == pytest.approx([0, 0.3, 0.3])
+    alone = pictures.correlations((TEACHER, base), [(STUDENT, near)], layout).axes
+    assert [ax.get_title().split("\n")[0] for ax in alone[:3]] == ["teacher", "student", "student"]
+
+
+def test_the_scatter_counts_the_classes_that_are_smaller():
+    values = torch.tensor([1.0, 2.0, 3.0, torch.nan])
+    figure = pictures.spread_scatter((AGAINST, [values]), (STUDENT, [torch.tensor([0.5, 2.5, 2.0, 1.0])]), ["x"])
+    assert figure.axes[0].texts[0].get_text() == "smaller for student:\n2 of 3 classes"
+
+
+def test_a_formula_is_set_in_italics_and_subscripts():
+    assert page.formula("Σ_{i: y_i=c} KL(p̄_c) < 1") == (
+        '<span class="formula">Σ<sub><i>i</i>: <i>y</i><sub><i>i</i></sub>=<i>c</i></sub> '
+        "KL(<i>p̄</i><sub><i>c</i></sub>) &lt; 1</span>")
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["{bare}", "--dataset", "digits"], "lies in no folder of a run: give --out"),
+    (["{student}", "--teacher", "gone.pth"], "gone.pth does not exist"),
+    (["{student}", "--against", "{hundred}"], "has 100 classes, digits has 10: give the --dataset"),
+    (["{student}", "--out", "{hundred}"], "give another --out"),
+    (["{moved}"], "teacher nowhere/t.pth is not there, seen from this folder: give --teacher"),
+])
+def test_bad_input_is_one_line_and_writes_nothing(student, tmp_path, flags, says):
+    torch.save(model_dict["resnet8"](num_classes=100).state_dict(), tmp_path / "hundred.pth")
+    torch.save(load_model(student)[0].state_dict(), tmp_path / "bare.pth")
+    moved = tmp_path / "run" / "resnet8_last.pth"
+    shutil.copytree(student.parent, moved.parent, ignore=shutil.ignore_patterns("analysis"))
+    args = json.loads((moved.parent / "args.json").read_text())
+    args["settings"]["path_t"] = "nowhere/t.pth"
+    (moved.parent / "args.json").write_text(json.dumps(args))
+    before = sorted(tmp_path.rglob("*"))
+    names = {"bare": tmp_path / "bare.pth", "hundred": tmp_path / "hundred.pth", "student": student, "moved": moved}
+    process = scripts.run("scripts/analyze.py", *(flag.format(**names) for flag in flags))
+    assert process.returncode == 2 and not process.stdout
+    assert process.stderr.count("\n") == 1 and says in process.stderr
+    assert sorted(tmp_path.rglob("*")) == before
