@@ -238,8 +238,8 @@ def test_it_trains_on_the_digits_with_kd_and_ikd_to_a_falling_loss(name, digits_
     small = {"crd": ["--nce_k", 256], "reviewkd": ["--review_warm_up", 0]}.get(name, [])
     epochs = 4 if name == "crd" else 2
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", name, "-a", 0.5, "--avg", 1,
-                    "--dataset", "digits", "--epochs", epochs, "--init_epochs", 2, "--warm_up", 0, "--batch_size", 128,
-                    "--save_dir", tmp_path, *small)
+                    "--dataset", "digits", "--imbalance", 0.1, "--epochs", epochs, "--init_epochs", 2,
+                    "--warm_up", 0, "--save_dir", tmp_path, *small)
     lines = scripts.read_log(scripts.only(tmp_path / "student_model"))
     if name == "crd":  # its loss rises while the banks, random at first, fill; what counts is what follows
         lines, epochs = lines[1:], 3

@@ -122,7 +122,7 @@ def test_a_method_refuses_a_net_without_what_it_reads(method, says):
     with pytest.raises(MethodError, match=says) as refused:
         METHODS[method](setup, Namespace(beta=1.0, alpha=0.0))
     assert teacher.name in str(refused.value) and "\n" not in str(refused.value)
-    METHODS["dkd"](setup, Namespace(beta=1.0, alpha=1.0, kd_T=4.0))
+    METHODS["dkd"](setup, Namespace(beta=1.0, alpha=1.0, kd_T=4.0, logit_std="off"))
 
 
 def test_a_net_of_a_fixed_size_says_so():
