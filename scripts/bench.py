@@ -348,13 +348,12 @@ def trials_table(a) -> str:
         if at_once < count:
             rows.append(f"| {count} | {at_once} at a time, as above | | |")
             continue
-        ways = [(f"processes of {each} threads", each)] if count > 1 else []
-        # All threads in each process, which alone would give the bits of a lone run of all threads.
-        ways += [(f"processes of {threads} threads", threads)] if each != threads or count == 1 else []
-        for name, of_each in ways:
+        # All threads in each process too: that would give the bits of a lone run of all threads.
+        for of_each in sorted({each, threads}):
             seconds = trial_seconds(fast, a, count, of_each)
             base = base or seconds
-            rows.append(f"| {count} | {name} | {1000 * seconds:.1f} | {base / seconds:.2f} |")
+            rows.append(f"| {count} | {count} process{'es' * (count > 1)} × {of_each} thread{'s' * (of_each > 1)} | "
+                        f"{1000 * seconds:.1f} | {base / seconds:.2f} |")
     return "\n".join(rows) + "\n"
 
 
