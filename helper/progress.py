@@ -63,12 +63,12 @@ class Counter:
         self.live = sys.stdout.isatty()
 
     def show(self, done: int) -> None:
-        """Say that `done` items, more than the first ones, are done, if it is time to."""
+        """Say that `done` items are done, the first ones counted in, if it is time to."""
         now = time.perf_counter()
         if now - self.spoke < (0.5 if self.live else Progress.PAUSE):
             return
         self.spoke = now
-        left = clock((now - self.started) / (done - self.first) * (self.total - done))
+        left = clock((now - self.started) / max(done - self.first, 1) * (self.total - done))
         line = (f"{self.what}: {100 * done / self.total:.0f}%, {done // self.size:,} of {self.total // self.size:,}"
                 f"{self.unit}, {left} left")
         print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)

@@ -31,7 +31,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from dataset import Batch, Data, TrainViews
 from dataset.views import PADDING, views_of
 from helper.errors import RunError, UsageError
 from helper.files import write_bytes, write_json
-from helper.progress import clock
+from helper.progress import Counter
 from models import Classifier, Outputs
 
 FIELDS = ("logits", "pooled")
@@ -54,8 +53,6 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BLOCK = 2048
 # Seconds between the points that a killed process's work is kept up to.
 SAVE_SECONDS = 10
-# Seconds between progress lines where the output is not a terminal.
-PAUSE = 15
 
 
 class CachedTeacher:
@@ -216,7 +213,7 @@ class Cache:
         rows = rows[_missing(marks, rows)]
         if len(rows) == 0:
             return
-        progress = _Progress(len(rows))
+        progress = Counter("teacher cache", len(rows), unit=" views")
         ends = np.arange(BLOCK * self.shape[1], self.rows, BLOCK * self.shape[1])
         blocks = [(i + 1, part) for i, part in enumerate(np.split(rows, np.searchsorted(rows, ends))) if len(part)]
         with self._locks() as locks, contextlib.ExitStack() as stack:
@@ -384,26 +381,3 @@ def fingerprint(*values) -> str:
 def size(count: int) -> str:
     """Bytes in words: '1.62 GB'."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-class _Progress:
-    """A line that says how far the teacher is: overwritten on a terminal, elsewhere a new one now and then."""
-
-    def __init__(self, rows):
-        self.rows = rows
-        self.started = self.spoke = time.perf_counter()
-        self.live = sys.stdout.isatty()
-
-    def show(self, done):
-        """done: of the rows, by this process and others."""
-        now = time.perf_counter()
-        if now - self.spoke < (0.5 if self.live else PAUSE):
-            return
-        self.spoke, speed = now, max(done, 1) / (now - self.started)
-        line = (f"teacher cache {100 * done / self.rows:.1f}%  {done:,}/{self.rows:,} views  {speed:,.0f} views/s  "
-                f"{clock((self.rows - done) / speed)} left")
-        print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
-
-    def end(self):
-        if self.live:
-            print("\r\033[K", end="", flush=True)

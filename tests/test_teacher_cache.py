@@ -21,7 +21,8 @@ from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import DistillKL
 from helper import teacher_cache, teacher_plan
 from helper.errors import Interrupted, RunError, UsageError
-from helper.loop import LiveTeacher
+from helper.loop import FLOAT32, LiveTeacher, evaluate
+from helper.precision import Precision
 from helper.run import Run
 from helper.streams import stream
 from helper.teacher_cache import Cache, CachedTeacher, key_of
@@ -484,3 +485,35 @@ def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
     assert len(lines) == 8 and "as this run began (live)" in args["facts"]["cache"]
     _, _, args = runs("new", "--teacher_cache", "auto", "--cache_dir", there)
     assert args["facts"]["cache"].startswith("complete (float16, ")
+
+
+def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
+    data, net = make_data(2), make_teacher()
+    test, folder = dataset.EvalImages(data, CPU), str(tmp_path)
+    sizes = count_forwards(net, monkeypatch)
+    first = teacher_plan.tested(net, data, test, FLOAT32, folder)
+    assert sizes == [16] and first == evaluate(net, test)
+    sizes.clear()
+    assert teacher_plan.tested(net, data, test, FLOAT32, folder) == first and sizes == []
+    # Another precision, damage, other weights, other images: measured anew.
+    teacher_plan.tested(net, data, test, Precision(channels_last=True), folder)
+    for path in (tmp_path / "accuracy").iterdir():
+        path.write_text('{"loss": 1')
+    assert teacher_plan.tested(net, data, test, FLOAT32, folder) == first
+    net.fc.bias.data += 1
+    teacher_plan.tested(net, data, test, FLOAT32, folder)
+    fewer = make_data(2, n_test=8)
+    teacher_plan.tested(net, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
+    assert sizes == [16, 16, 16, 8]
+
+
+def test_the_teacher_works_ahead_on_a_gpu_as_far_as_its_memory_goes(monkeypatch):
+    probe = Outputs(logits=torch.zeros(2, 100), stages=(torch.zeros(2, 64, 32, 32), torch.zeros(2, 64, 16, 16)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
+    cuda, maps = torch.device("cuda"), frozenset({"logits", "stages"})
+    assert teacher_plan.batches_ahead(probe, maps, 64, CPU) == 1
+    assert teacher_plan.batches_ahead(probe, frozenset(), 64, cuda) == 1
+    assert teacher_plan.batches_ahead(probe, frozenset({"logits"}), 64, cuda) == 16
+    # A tenth of the memory over 4 bytes of (100 + 64 * (1024 + 256)) values: 304 images.
+    assert teacher_plan.batches_ahead(probe, maps, 64, cuda) == 4
+    assert teacher_plan.batches_ahead(probe, maps, 512, cuda) == 1
