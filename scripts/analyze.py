@@ -25,6 +25,7 @@ from helper import analysis, cost, page
 from helper.cli import Parser
 from helper.errors import UsageError, guarded
 from helper.files import write_bytes
+from helper.records import label
 from helper.run import FREE
 from helper.subject import (
     Predictions,
@@ -38,7 +39,6 @@ from helper.subject import (
     read_record,
     say,
 )
-from scripts.summary import label
 
 TSNE_CLASSES, TSNE_IMAGES, TSNE_SEED = 10, 100, 0
 
@@ -128,10 +128,8 @@ def labels_of(roles: dict[str, Subject]) -> dict[str, str]:
 
 
 def name_of(subject: Subject) -> str:
-    settings, log = subject.record.settings, subject.record.log
-    if "distill" not in settings or not log:
-        return subject.net.name
-    return f"{subject.net.name}, {label(settings['distill'], list(log[-1]['losses']))}"
+    settings = subject.record.settings
+    return f"{subject.net.name}, {label(settings)}" if "distill" in settings else subject.net.name
 
 
 def trials_of(record: Record) -> list[list[dict]]:
