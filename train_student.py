@@ -10,7 +10,7 @@ import torch
 
 import dataset
 from distiller_zoo import METHODS, Setup
-from helper import cli, recipes, teacher_plan, trials
+from helper import cli, processes, recipes, teacher_plan, trials
 from helper.by_class import by_class
 from helper.cuda_graph import is_captured
 from helper.errors import UsageError, guarded
@@ -18,9 +18,10 @@ from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import Objective, student_objective
 from helper.precision import precision_of
 from helper.published import teacher_warning
-from helper.run import Run
+from helper.run import open_run
 from helper.schedule import rates
 from helper.streams import stream
+from helper.sync_bn import synchronise
 from models import build, load_model
 
 FOLDERS = ("student_model", "student_tensorboards")
@@ -29,11 +30,14 @@ FOLDERS = ("student_model", "student_tensorboards")
 def main():
     options = cli.student_options(sys.argv[1:])
     device = cli.device_of(options)
-    teacher, checkpoint = load_model(options.path_t)
+    with processes.one_by_machine():
+        teacher, checkpoint = load_model(options.path_t)
     if "trials" in options:
         return trials.conduct(
             options, lambda one: os.path.join(one.save_dir, FOLDERS[0], folder_name(one, teacher.name)))
-    data = dataset.from_options(options)
+    with processes.one_by_machine():
+        data = dataset.from_options(options)
+    cli.check_shares(options, len(data.train))
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")
@@ -45,11 +49,14 @@ def main():
     objective = student_objective(method, setup, options)
     precision = precision_of(options, device)
     captured, step = is_captured(options.cuda_graph, objective, device)
-    for module in (student, teacher, method, objective):
+    for module in (student, method, objective):
+        if options.sync_bn:
+            synchronise(module, device)
         module.to(device)
+    teacher.to(device)
     precision.prepare(student)
 
-    run = Run(options, FOLDERS, folder_name(options, teacher.name), student, data)
+    run = open_run(options, FOLDERS, folder_name(options, teacher.name), student, data)
     if run.result is not None:
         return run.report()
     views = data.train_views(device)
@@ -72,7 +79,7 @@ def main():
         fit(stage_phase(stage, method, student, teacher, precision, device, options), views, test, run, options)
         for module in stage.modules:
             module.requires_grad_(False)
-    source = teaching.open(views, run.stop_if_asked)
+    source = teaching.open(views, lambda: run.stop_if_asked(together=False))
     if options.ikd_means == "all":
         objective.terms["ikd"].fix_means(*source.class_sums(data.train.labels, len(data.classes)))
     phase = Phase(

@@ -7,33 +7,38 @@ import sys
 import torch
 
 import dataset
-from helper import cli
+from helper import cli, processes
 from helper.by_class import by_class
 from helper.cuda_graph import is_captured
 from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
 from helper.precision import precision_of
-from helper.run import Run
+from helper.run import open_run
 from helper.schedule import rates
 from helper.streams import stream
+from helper.sync_bn import synchronise
 from models import build
 
 
 def main():
     options = cli.teacher_options(sys.argv[1:])
     device = cli.device_of(options)
-    data = dataset.from_options(options)
+    with processes.one_by_machine():
+        data = dataset.from_options(options)
+    cli.check_shares(options, len(data.train))
     torch.manual_seed(stream(options.seed, options.trial, "init"))
     net = build(options.model, len(data.classes))
     with torch.no_grad():
         net.eval()(torch.zeros(1, *data.image_shape))  # a net that does not take these images refuses here
+    if options.sync_bn:
+        synchronise(net, device)
     net.to(device)
     objective = Objective({"ce": CrossEntropy()})
     precision = precision_of(options, device)
     captured, step = is_captured(options.cuda_graph, objective, device)
 
-    run = Run(options, ("models", "tensorboard"), folder_name(options), net, data)
+    run = open_run(options, ("models", "tensorboard"), folder_name(options), net, data)
     if run.result is not None:
         return run.report()
     precision.prepare(net)

@@ -128,16 +128,16 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels), in order; of large images fewer than `batch_size` at once.
+    def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of a part of the samples, in order; of large images fewer than `batch_size` at once.
 
         Raises DataError where an image cannot be read.
         """
         batch_size = max(1, min(batch_size, TEST_PIXELS // self.size**2))
-        order = torch.arange(len(self))
+        order = torch.arange(len(self))[part]
         pixels = read(self.files, _test_transform(self.size), (order, order), batch_size, self.workers,
                       self.labels.device)
-        for images, labels in zip(pixels, self.labels.split(batch_size), strict=True):
+        for images, labels in zip(pixels, self.labels[part].split(batch_size), strict=True):
             yield normalise(images, self.mean, self.std), labels
 
 

@@ -35,12 +35,19 @@ class Batch(NamedTuple):
     labels: (B,) int64
     index: (B,) int64, the samples' places in the training set
     view: (B,) int64, the number of each image's view; None where the views of a data set cannot be counted
+    whole: with several processes, the size of the batch of which this is one process's share; else None
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     view: Tensor | None
+    whole: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The samples of the batch, those of other processes counted in."""
+        return self.whole or len(self.labels)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -121,8 +128,8 @@ class EvalImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels), in order."""
-        for i in range(0, len(self), batch_size):
-            part = slice(i, i + batch_size)
-            yield normalise(self.images[part], self.mean, self.std), self.labels[part]
+    def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of a part of the samples, in order."""
+        batches = (values[part].split(batch_size) for values in (self.images, self.labels))
+        for images, labels in zip(*batches, strict=True):
+            yield normalise(images, self.mean, self.std), labels

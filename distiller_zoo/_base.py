@@ -55,12 +55,15 @@ class Term(nn.Module):
         fields, and the logits
     reads_student: whether it needs the student's outputs at all
     active: False where its weight is 0, so that it is left out of the run's loss
+    whole_batch: whether its loss relates the samples of a batch to each other, rather than being a mean over them:
+        with several processes it then gets all of the batch (but no images), on each of them
     uncapturable: why its forward cannot be part of a CUDA graph, in words; None where it can
     """
 
     reads: frozenset[str] = frozenset()
     reads_student = True
     active = True
+    whole_batch: ClassVar[bool] = False
     uncapturable: ClassVar[str | None] = None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -76,7 +79,8 @@ class Term(nn.Module):
         """Called before each epoch, the first being 1.
 
         generator: on the run's device, seeded by the run and the epoch alone: a term that draws
-        random numbers draws them from it, so that a resumed run draws the same ones.
+        random numbers draws them from it, so that a resumed run draws the same ones. It is the same on all
+            processes of a run.
         """
 
     def end_epoch(self, epoch: int) -> None:

@@ -29,6 +29,7 @@ class CorrelationCongruence(Method):
     formula = "b · mean Σ_d Δ_i·Δ_{i+1}, Δ = |e_s − e_t|, linear embeddings of pooled"
     flags = (FEAT_DIM,)
     reads = frozenset({"pooled"})
+    whole_batch = True
     beta = 0.02
 
     def __init__(self, setup, options):

@@ -163,6 +163,7 @@ class Contrastive(Method):
         Flag("--nce_m", 0.5, unit_float, "momentum of the banks"),
     )
     reads = frozenset({"pooled"})
+    whole_batch = True
     beta = 0.8
     uncapturable = "draws its negatives from a generator of the epoch's own"
 

@@ -44,6 +44,7 @@ class StrongerTeacher(Method):
     formula = "b · T²·[(1 − mean_images ρ(p_s^T, p_t^T)) + (1 − mean_classes ρ(p_s^T, p_t^T))], ρ Pearson's correlation"
     flags = (Flag("--dist_T", 4.0, positive_float, "temperature T of the softened predictions"),)
     reads = frozenset({"logits"})
+    whole_batch = True
     beta = 2.0
     in_published_code = False
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Term
 from distiller_zoo._logits import kl, log_softmax
+from helper import processes
 
 __all__ = ["IKDLoss"]
 
@@ -73,4 +74,7 @@ class IKD(Term):
 
     def end_epoch(self, epoch):
         if self.collecting:
+            if not self.fixed:  # each process has collected its own share
+                self.sums.copy_(processes.summed(self.sums))
+                self.counts.copy_(processes.summed(self.counts))
             self.means.copy_(self.sums / self.counts.clamp(min=1)[:, None])

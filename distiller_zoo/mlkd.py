@@ -47,6 +47,7 @@ class MultiLevel(Method):
     formula = "b · Σ_T [T²·KL(p_t^T ‖ p_s^T) + ‖P_t P_tᵀ − P_s P_sᵀ‖_F²/B + ‖P_tᵀP_t − P_sᵀP_s‖_F²/C], one view"
     flags = (Flag("--mlkd_T", "2,3,4,5,6", positive_list, "the temperatures T"),)
     reads = frozenset({"logits"})
+    whole_batch = True
     beta = 0.9
     in_published_code = False
 

@@ -33,6 +33,7 @@ class Probabilistic(Method):
     paper = "Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018"
     formula = "b · mean P_t·log((P_t+ε)/(P_s+ε)), P = rownorm((cos+1)/2), pooled"
     reads = frozenset({"pooled"})
+    whole_batch = True
     beta = 30000.0
 
     def __init__(self, setup, options):

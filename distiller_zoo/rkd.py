@@ -48,6 +48,7 @@ class Relational(Method):
     paper = "Park et al., Relational Knowledge Distillation, CVPR 2019"
     formula = "b · (25·smoothL1(distances / mean) + 50·smoothL1(angles)), pooled"
     reads = frozenset({"pooled"})
+    whole_batch = True
 
     def __init__(self, setup, options):
         super().__init__(setup, options)

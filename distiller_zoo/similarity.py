@@ -29,6 +29,7 @@ class SimilarityPreserving(Method):
     paper = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
     formula = "b · ‖rownorm(F_t F_tᵀ) − rownorm(F_s F_sᵀ)‖_F² / B², last stage"
     reads = frozenset({"stages"})
+    whole_batch = True
     beta = 3000.0
 
     def __init__(self, setup, options):

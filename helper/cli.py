@@ -10,7 +10,7 @@ import torch
 from dataset import LOADERS
 from distiller_zoo import METHODS
 from distiller_zoo.kd import KD
-from helper import recipes
+from helper import processes, recipes
 from helper.errors import UsageError
 from helper.flags import (
     epoch_list,
@@ -163,7 +163,8 @@ def _add_training_flags(parser, warmup):
                        help="published settings as the defaults of the flags below, and of the method's weights: "
                             + ", ".join(recipes.SCHEDULES))
     group.add_argument("--epochs", type=positive_int, default=240, metavar="N", help="epochs")
-    group.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="images in a step")
+    group.add_argument("--batch_size", type=positive_int, default=64, metavar="N",
+                       help="images in a step, of all processes together")
     group.add_argument("--learning_rate", type=positive_float, metavar="RATE",
                        help=f"(default {RATE}; {MOBILE_RATE} for {', '.join(MOBILE_NETS)})")
     group.add_argument("--lr_decay_epochs", type=epoch_list, default="150,180,210", metavar="LIST",
@@ -201,6 +202,8 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--fast", action="store_true",
                        help="what was measured best: --channels_last, --amp bf16 where the processor has units for it, "
                             "and for students --teacher_cache auto")
+    group.add_argument("--sync_bn", action="store_true",
+                       help="with torchrun: batch norm over the whole batch, not over each process's share")
     group.add_argument("--tf32", default="on", choices=("on", "off"),
                        help="off: float32 convolutions on CUDA keep all their bits, slower (default on, as PyTorch)")
     group.add_argument("--deterministic", action="store_true",
@@ -262,9 +265,10 @@ def defaults_of(method) -> str:
 
 
 def device_of(options: Namespace) -> torch.device:
-    """The device to train on, set up as `--deterministic` says; options.device becomes its name.
+    """The device to train on, set up as `--deterministic` says; options.device becomes its name. With torchrun each
+    process of a machine gets a GPU of its own and meets the others here; options.processes becomes their number.
 
-    Raises UsageError if CUDA is asked for where there is none.
+    Raises UsageError if CUDA is asked for where there is none, or less than there are processes.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
@@ -275,4 +279,27 @@ def device_of(options: Namespace) -> torch.device:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
     torch.backends.cudnn.benchmark = not options.deterministic
-    return torch.device(options.device)
+    device = torch.device(options.device)
+    if processes.started() > 1:
+        if "trials" in options:
+            raise UsageError("--trials starts processes of its own: with torchrun give --trial")
+        if device.type == "cuda":
+            if processes.local_rank() >= torch.cuda.device_count():
+                raise UsageError(f"this machine has {torch.cuda.device_count()} CUDA devices, one for each process: "
+                                 "give torchrun as many by --nproc_per_node")
+            device = torch.device("cuda", processes.local_rank())
+            torch.cuda.set_device(device)
+        processes.join(device)
+        options.processes = processes.count()
+    return device
+
+
+def check_shares(options: Namespace, images: int) -> None:
+    """Raise UsageError where the batches of an epoch of `images` cannot be shared among the processes."""
+    count, last = processes.count(), images % options.batch_size
+    if options.batch_size % count:
+        raise UsageError(f"--batch_size {options.batch_size} cannot be shared equally by {count} processes: give a "
+                         f"multiple of {count}")
+    if 0 < last < count:
+        raise UsageError(f"the last batch of an epoch has {last} of the {images:,} images, too few for {count} "
+                         "processes: give another --batch_size")

@@ -4,6 +4,7 @@ import sys
 
 from dataset import DataError
 from distiller_zoo import MethodError
+from helper import processes
 from models import CheckpointError, ModelError
 
 
@@ -27,10 +28,15 @@ def guarded(main) -> None:
     """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
     try:
         main()
+        processes.leave()
     except (UsageError, DataError, MethodError, ModelError, CheckpointError) as error:
-        _leave(2, error)
+        _leave(2, error, alike=not isinstance(error, DataError))
     except RunError as error:
         _leave(1, error)
+    except RuntimeError as error:
+        if processes.count() == 1 or "onnection" not in str(error):
+            raise
+        _leave(1, "another process of this run has ended, see what it says")
     except OSError as error:
         _leave(1, f"{error.filename or 'input/output'}: {error.strerror or error}; mend that, and the same command "
                   "goes on from what was saved before")
@@ -38,10 +44,14 @@ def guarded(main) -> None:
         _leave(130, "stopped by SIGINT before the first epoch")
     except Interrupted as stop:
         name = signal.Signals(stop.signum).name
-        _leave(128 + stop.signum, f"stopped by {name}; the same command goes on from the last finished epoch")
+        _leave(128 + stop.signum, f"stopped by {name}; the same command goes on from the last finished epoch",
+               alike=True)
 
 
-def _leave(code, message):
+def _leave(code, message, alike=False):
     sys.stdout.flush()
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    # Of what is so for all processes of a machine alike, one speaks.
+    if processes.local_rank() == 0 or not alike:
+        number = f"process {processes.rank()}: " if processes.rank() > 0 else ""
+        print(f"error: {number}{' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

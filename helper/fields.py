@@ -1,4 +1,4 @@
-"""What is done to every tensor of a Batch or of Outputs: their fields are tensors, tuples of tensors, or None."""
+"""What is done to every tensor of a Batch or of Outputs: their fields are tensors, tuples of them, or no tensors."""
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
@@ -6,7 +6,8 @@ from torch import Tensor
 
 def each(change: Callable[[Tensor], Tensor], fields: Iterable) -> list:
     """The fields with every tensor changed, to build another Batch or Outputs of."""
-    return [None if f is None else change(f) if isinstance(f, Tensor) else tuple(each(change, f)) for f in fields]
+    return [change(f) if isinstance(f, Tensor) else tuple(each(change, f)) if isinstance(f, tuple) else f
+            for f in fields]
 
 
 def tensors(fields: Iterable) -> Iterator[Tensor]:
@@ -14,5 +15,5 @@ def tensors(fields: Iterable) -> Iterator[Tensor]:
     for field in fields:
         if isinstance(field, Tensor):
             yield field
-        elif field is not None:
+        elif isinstance(field, tuple):
             yield from tensors(field)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews
+from helper import processes
 from helper.cuda_graph import CapturedSteps, side_stream
 from helper.errors import RunError
 from helper.fields import each
@@ -67,30 +68,52 @@ class Phase:
     ahead: int = 1
     captured: bool = False
 
+    def __post_init__(self):
+        self.forward = Forward(self.student, self.objective, self.precision)
+
+
+class Forward(nn.Module):
+    """A step's forward pass, one module, as DistributedDataParallel takes it."""
+
+    def __init__(self, student: Classifier, objective: Objective, precision: Precision):
+        super().__init__()
+        self.student, self.objective, self.precision = student, objective, precision
+
+    def forward(self, batch: Batch, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The total loss; each term's, and the student's logits (B, C), without a gradient."""
+        student = Outputs()
+        if self.objective.reads_student:
+            student = self.precision.outputs(self.student, batch.images, self.objective.reads | {"logits"})
+        losses = self.objective(student, teacher, batch)
+        logits = None if student.logits is None else student.logits.detach()
+        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}, logits
+
 
 def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
     """One step, given what the teacher says of its batch. Nothing here waits for the device."""
-    student = Outputs()
-    if phase.objective.reads_student:
-        student = phase.precision.outputs(phase.student, batch.images, phase.objective.reads | {"logits"})
-    losses = phase.objective(student, teacher, batch)
-    total = sum(losses.values())
+    total, losses, logits = phase.forward(batch, teacher)
     phase.optimizer.zero_grad(set_to_none=True)
     total.backward()
     phase.optimizer.step()
-    meters.update(losses, total, student.logits, batch.labels)
+    meters.update(losses, total.detach(), logits, batch.labels, batch.size)
 
 
 def lessons(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor],
             batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
-    """An epoch's batches with the teacher's outputs for each, of which it makes `phase.ahead` batches' at once."""
-    for several in views.batches(plan, batch_size * phase.ahead):
-        outputs = phase.teacher(several)
-        for i in range(0, len(several.labels), batch_size):
-            def part(values, i=i):
-                return values[i : i + batch_size]
+    """An epoch's batches with the teacher's outputs for each, of which it makes `phase.ahead` batches' at once.
 
-            yield Batch(*each(part, several)), Outputs(*each(part, outputs))
+    batch_size: of the whole batch, of which each process gets its share
+    """
+    own, left = batch_size // processes.count(), len(views)
+    for several in views.batches(processes.share(plan, batch_size), own * phase.ahead):
+        outputs = phase.teacher(several)
+        for i in range(0, len(several.labels), own):
+            def part(values, i=i):
+                return values[i : i + own]
+
+            whole = min(left, batch_size) if processes.count() > 1 else None
+            yield Batch(*each(part, several))._replace(whole=whole), Outputs(*each(part, outputs))
+            left -= batch_size
 
 
 class Evaluation(NamedTuple):
@@ -104,19 +127,20 @@ class Evaluation(NamedTuple):
 @torch.inference_mode()
 def evaluate(net: Classifier, test: EvalImages, precision: Precision = FLOAT32,
              batch_size: int | None = None) -> Evaluation:
-    """The net on all test images, in evaluation mode; one wait for the device, at the end.
+    """The net on all test images, in evaluation mode; one wait for the device, at the end. Several processes share
+    the images, and each gets the result.
 
     batch_size: by default what fills a GPU, and on the CPU what its caches like better
     """
     batch_size = batch_size or (2000 if test.labels.is_cuda else 500)
     training, sums = net.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
     net.eval()
-    for images, labels in test.batches(batch_size):
+    for images, labels in test.batches(batch_size, processes.own_slice(len(test))):
         logits = precision.outputs(net, images, LOGITS).logits
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
         sums += torch.cat([loss[None], hits(logits, labels).double()])
     net.train(training)
-    loss, top1, top5 = (sums / len(test)).tolist()
+    loss, top1, top5 = (processes.summed(sums) / len(test)).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
 
 
@@ -127,6 +151,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     """
     device = views.labels.device
     first = run.resume(phase) + 1
+    phase.forward = processes.parallel(phase.forward)
     progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
     meters = Meters(list(phase.objective.terms), device)
     take, where = (CapturedSteps(train_step, phase), side_stream) if phase.captured else (train_step, nullcontext)
@@ -134,7 +159,8 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         started = time.perf_counter()
         set_rate(phase.optimizer, phase.rate(epoch))
         purpose = (options.seed, options.trial, phase.name, epoch)
-        torch.manual_seed(stream(*purpose, "torch"))
+        # Dropout must not hide the same neurons of every process's images.
+        torch.manual_seed(stream(*purpose, "torch", *([processes.rank()] if processes.rank() else [])))
         phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(stream(*purpose, "terms")))
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
@@ -144,12 +170,14 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         with where():
             for step, (batch, teacher) in enumerate(lessons(phase, views, plan, options.batch_size), 1):
                 take(phase, batch, teacher, meters)
-                run.stop_if_asked()
+                if processes.count() == 1 or step % processes.ASK_EVERY == 0:
+                    run.stop_if_asked()
                 if step % options.tb_freq == 0:
                     run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
                 progress.step(epoch, step, meters)
         averages = meters.read(phase.objective.reads_student)
         phase.objective.end_epoch(epoch)
+        processes.average_statistics(phase.forward)
         seconds = time.perf_counter() - started
         tested = evaluate(phase.student, test, phase.precision) if phase.evaluates else None
         if tested and not math.isfinite(tested.loss):

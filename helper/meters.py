@@ -4,6 +4,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from helper import processes
 from helper.errors import RunError
 
 NEVER = torch.iinfo(torch.int64).max
@@ -46,27 +47,37 @@ class Meters:
         self.first_bad.fill_(NEVER)
 
     @torch.no_grad()
-    def update(self, losses: dict[str, Tensor], total: Tensor, logits: Tensor | None, labels: Tensor) -> None:
-        """Add a step's losses (scalars) and the hits of its logits (B, C), if there are any."""
+    def update(self, losses: dict[str, Tensor], total: Tensor, logits: Tensor | None, labels: Tensor,
+               samples: int | None = None) -> None:
+        """Add a step's losses (scalars) and the hits of its logits (B, C), if there are any.
+
+        samples: of the whole batch, if labels (B,) are one process's share of it
+        """
+        samples = samples or len(labels)
         values = torch.stack([*losses.values(), total])
         self.step += 1
-        self.samples += len(labels)
-        self.sums += values.double() * len(labels)
+        self.samples += samples
+        self.sums += values.double() * samples
         bad_here = torch.where(values.isfinite(), NEVER, self.step)
         torch.minimum(self.first_bad, bad_here, out=self.first_bad)
         if logits is not None:
             self.hits += hits(logits, labels)
 
     def read(self, has_logits: bool = True) -> Averages:
-        """The averages so far; waits for the device.
+        """The averages so far, over all processes, which must all ask; waits for the device.
 
         Raises RunError if a loss has not been finite, naming the first one and its step.
         """
-        first, term = self.first_bad.min(0)
+        first, term = processes.smallest(self.first_bad).min(0)
         if first.item() != NEVER:
             raise RunError(f"the loss '{self.names[term.item()]}' is not finite at step {first.item()} of the epoch: "
                            "lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
-        *losses, total = (self.sums / samples).tolist()
-        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in self.hits.tolist())
+        *losses, total = (processes.summed(self.sums) / (samples * processes.count())).tolist()
+        hits_ = processes.summed(self.hits).tolist()
+        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in hits_)
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
+
+    def loss(self) -> float:
+        """The average total so far, of this process's share where there are several; waits for the device."""
+        return (self.sums[-1] / self.samples.clamp(min=1)).item()

@@ -6,7 +6,9 @@ from dataset import Batch
 from distiller_zoo import Method, Setup, Term
 from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import KD
+from helper import processes
 from helper.errors import UsageError
+from helper.fields import each
 from models import Outputs
 
 
@@ -32,8 +34,24 @@ class Objective(nn.Module):
         self.reads_student = any(term.reads_student for term in terms.values())
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Each term's weighted loss, a scalar, by its name."""
-        return {name: term(student, teacher, batch) for name, term in self.terms.items()}
+        """Each term's weighted loss, a scalar, by its name.
+
+        With several processes each has its share of the batch: the mean of their losses is that of the whole.
+        """
+        return {name: self._of_whole(term, student, teacher, batch) if term.whole_batch else
+                _weighted(term(student, teacher, batch), batch) for name, term in self.terms.items()}
+
+    @staticmethod
+    def _of_whole(term, student, teacher, batch):
+        if batch.whole is None:
+            return term(student, teacher, batch)
+
+        def all_rows(rows):
+            return processes.gathered(rows, batch.whole)
+
+        read = [Outputs(**dict(zip(fields, each(all_rows, (getattr(out, name) for name in fields)), strict=True)))
+                for out, fields in ((student, sorted(term.reads | {"logits"})), (teacher, sorted(term.reads)))]
+        return term(*read, Batch(None, *each(all_rows, batch[1:4])))
 
     def mode(self) -> tuple:
         """The modes of the terms (see Term.mode)."""
@@ -51,6 +69,12 @@ class Objective(nn.Module):
     def end_epoch(self, epoch):
         for term in self.terms.values():
             term.end_epoch(epoch)
+
+
+def _weighted(loss, batch):
+    """A loss that is a mean over this process's share, so that the mean over the processes is that over the batch."""
+    share = len(batch.labels) * processes.count() / batch.size
+    return loss if share == 1 else share * loss
 
 
 def student_objective(method: Method, setup: Setup, options) -> Objective:

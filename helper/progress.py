@@ -35,7 +35,7 @@ class Progress:
         if not self.live and time.perf_counter() - self.spoke < self.PAUSE:
             return
         self.spoke = time.perf_counter()
-        line = (f"{self.name} {epoch}/{self.epochs}  step {step}/{self.steps}  loss {meters.read().loss:.4f}  "
+        line = (f"{self.name} {epoch}/{self.epochs}  step {step}/{self.steps}  loss {meters.loss():.4f}  "
                 f"{self._left(epoch, step)} left")
         print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
 

@@ -15,6 +15,7 @@ from argparse import Namespace
 import torch
 
 from dataset import Data
+from helper import processes
 from helper.errors import Interrupted, UsageError
 from helper.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
 from helper.precision import Precision
@@ -80,7 +81,8 @@ class Run:
             "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
                     f"{len(data.classes)} classes{data.note}",
             "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
-            "device": _describe(device), "precision": precision.in_words(device) + (" (--fast)" if o.fast else ""),
+            "device": _describe(device) + _others(o),
+            "precision": precision.in_words(device) + (" (--fast)" if o.fast else ""),
             "folder": self.folder,
         }
         for name, fact in facts.items():
@@ -170,11 +172,15 @@ class Run:
         for shots, group in self.result.get("shots", {}).items():
             print(f"{shots}-shot test accuracy: {group['top1']:.2f} ({group['classes']} classes)", flush=True)
 
-    def stop_if_asked(self) -> None:
-        """Raise Interrupted if a signal has come, once the last finished epoch's state is on the disk."""
-        if self.stop_signal is not None:
+    def stop_if_asked(self, together: bool = True) -> None:
+        """Raise Interrupted if a signal has come, once the last finished epoch's state is on the disk.
+
+        together: all processes ask at once, and stop at once, whichever of them the signal has reached
+        """
+        signum = processes.highest(self.stop_signal or 0) if together else self.stop_signal
+        if signum:
             self._write_state()
-            raise Interrupted(self.stop_signal)
+            raise Interrupted(signum)
 
     def _keep(self, phase, epoch):
         self.state = {
@@ -205,6 +211,11 @@ class Run:
 
     def _compare(self):
         self.earlier = held = (self._read("args.json", json.load) or {}).get("settings", {})
+        there, now = (settings.get("processes", 1) for settings in (held, self.settings))
+        if there != now:
+            raise UsageError(f"{self.folder} holds a run of {there} process{'es' * (there > 1)}, and there "
+                             f"{'are' if now > 1 else 'is'} {now} now: start as many, or give another --trial, or "
+                             "--overwrite to start afresh")
         differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
                   if key not in FREE and key in held and held[key] != value]
         if differ:
@@ -235,6 +246,49 @@ class Run:
                              "or give --overwrite to start afresh") from None
 
 
+class Follower(Run):
+    """The run of a process that is not the first: it holds what the first one has read, and writes nothing."""
+
+    def __init__(self, options: Namespace, held: tuple):
+        self.options = options
+        self.result, self.held, self.earlier = held
+        self.best, self.lines, self.stop_signal = {"top1": -1.0}, [], None
+
+    def start(self, device, precision, facts):
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+
+    def end_epoch(self, phase, epoch, averages, tested, seconds, speed):
+        self.stop_if_asked()
+
+    def step_scalars(self, phase, step, averages):
+        pass
+
+    def finish(self, phase, facts):
+        pass
+
+    def report(self):
+        pass
+
+    def _write_state(self):
+        pass
+
+    def _write_log(self):
+        pass
+
+
+def open_run(options: Namespace, folders: tuple[str, str], name: str, net: Classifier, data: Data) -> Run:
+    """The Run of these arguments; of several processes the first has it, and the others follow. Raises as Run."""
+    own = []
+
+    def held():
+        own.append(Run(options, folders, name, net, data))
+        return own[0].result, own[0].held, own[0].earlier
+
+    told = processes.of_first(held)
+    return own[0] if own else Follower(options, told)
+
+
 def _copied(state):
     if isinstance(state, torch.Tensor):
         return state.clone()
@@ -249,6 +303,14 @@ def _describe(device):
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _others(o):
+    if processes.count() == 1:
+        return ""
+    norm = "over all of it" if o.sync_bn else "by process"
+    return (f", in each of {processes.count()} processes, which share a batch: "
+            f"{o.batch_size // processes.count()} images each, batch norm {norm}")
 
 
 def _commit():

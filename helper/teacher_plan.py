@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dataset import Batch, Data, EvalImages, TrainViews
+from helper import processes
 from helper.errors import UsageError
 from helper.fields import tensors
 from helper.files import write_json
@@ -162,7 +163,7 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
         if reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
-        source, reason = decide(_situation(options, cache, reads, device, run))
+        source, reason = processes.of_first(lambda: decide(_situation(options, cache, reads, device, run)))
         stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
         facts = {"cache": reason + stored}
     if options.ikd_means == "all" and source == "live":
@@ -184,15 +185,23 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
     key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,
                       precision, arithmetic(device), device.type, torch.__version__)
     path = os.path.join(folder, "accuracy", f"{teacher.name}_{data.name}_{key[:16]}.json")
-    # Not there yet, or damaged.
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError), open(path) as file:
-        return Evaluation(**json.load(file))
-    accuracy = evaluate(teacher, test, precision)
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
-    write_json(path, accuracy._asdict())
+
+    def held():
+        # Not there yet, or damaged.
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError), open(path) as file:
+            return Evaluation(**json.load(file))
+
+    def keep():
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
+        write_json(path, accuracy._asdict())
+
+    accuracy = processes.of_first(held)
+    if accuracy is None:
+        accuracy = evaluate(teacher, test, precision)
+        processes.of_first(keep)
     return accuracy
 
 

@@ -1,0 +1,139 @@
+"""Several processes train one student, as a lone one would: torchrun on the CPU, with gloo."""
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dataset
+import train_student
+from distiller_zoo import METHODS
+from helper.cli import student_options
+from helper.streams import stream
+from models import Outputs, build, load_model
+from tests import scripts
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(scripts.ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+DATA = ["--dataset", "digits", "--imbalance", "0.015", "--batch_size", "128", "--warm_up", "0", "--epochs", "2"]
+# Small steps, and few, since training amplifies rounding: two threads instead of one do as much.
+FLAGS = [*DATA, "--model_s", "resnet8", "--learning_rate", "0.002", "--init_epochs", "1", "--sync_bn", "--avg", "2"]
+# Of each kind: means over the samples, relations between them, banks, parameters of the method's, a first stage.
+METHODS_TRIED = ["kd", "rkd", "crd", "hint", "factor"]
+
+
+def command(processes, script, *flags):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), script, *(str(flag) for flag in flags)]
+
+
+def run(processes, script, *flags):
+    return subprocess.run(command(processes, script, *flags), cwd=scripts.ROOT, env=ENVIRONMENT, text=True,
+                          capture_output=True, timeout=240)
+
+
+def train_all(processes, save_dir, teacher, methods):
+    done = run(processes, "tests/every_method.py", save_dir, teacher, " ".join(FLAGS), ",".join(methods))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def student(save_dir, method):
+    """The student's weights, without what counts steps, the lines of the log, and the folder."""
+    folder = scripts.only(save_dir / "student_model", f"*_{method}_r:*")
+    state = torch.load(folder / "resnet8_last.pth", weights_only=True)["model"]
+    return weights(state), scripts.read_log(folder), folder
+
+
+def weights(state):
+    return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
+
+
+@pytest.fixture(scope="session")
+def lone(tmp_path_factory, digits_teacher):
+    save = tmp_path_factory.mktemp("lone")
+    train_all(1, save, digits_teacher, METHODS_TRIED)
+    return save
+
+
+def same(save, lone, method):
+    """The step is that of the whole batch: what is left is rounding, a small part of the way that was gone."""
+    torch.manual_seed(stream(0, "1", "init"))
+    start = weights(build("resnet8", 10).state_dict())
+    (one, log_one, _), (many, log_many, folder) = student(lone, method), student(save, method)
+    assert (many - one).norm() <= 0.02 * (one - start).norm(), (method, (many - one).norm() / (one - start).norm())
+    for line_one, line_many in zip(log_one, log_many, strict=True):
+        assert line_many["losses"] == pytest.approx(line_one["losses"], rel=5e-3), method
+        if "test_loss" in line_one:
+            assert line_many["test_loss"] == pytest.approx(line_one["test_loss"], rel=5e-3)
+            assert line_many["train_top1"] == pytest.approx(line_one["train_top1"], abs=3)
+    return folder
+
+
+def test_two_processes_train_as_one_does(tmp_path, lone, digits_teacher):
+    train_all(2, tmp_path, digits_teacher, METHODS_TRIED)
+    for method in METHODS_TRIED:
+        folder = same(tmp_path, lone, method)
+    # The first process alone writes: one file of scalars.
+    assert len(list((tmp_path / "student_tensorboards" / folder.name).iterdir())) == 1
+
+
+def test_four_processes_train_as_one_does(tmp_path, lone, digits_teacher):
+    methods = ["kd", "crd"]
+    train_all(4, tmp_path, digits_teacher, methods)
+    for method in methods:
+        same(tmp_path, lone, method)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits_and_only_with_as_many_processes(tmp_path, digits_teacher):
+    flags = [*DATA[:-1], 12, "--model_s", "resnet8", "--path_t", digits_teacher, "--distill", "crd", "--nce_k", 64]
+    whole = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = subprocess.Popen(command(2, "train_student.py", *flags, "--save_dir", tmp_path / "again"),
+                               cwd=scripts.ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    for line in stopped.stdout:
+        if re.match("train +3/12", line):
+            stopped.send_signal(signal.SIGTERM)
+    errors = stopped.stderr.read()
+    assert stopped.wait() != 0
+    assert errors.count("stopped by SIGTERM; the same command goes on") == 1, errors
+    lone = scripts.run("train_student.py", *flags, "--save_dir", tmp_path / "again")
+    assert lone.returncode == 2 and "holds a run of 2 processes, and there is 1 now" in lone.stderr
+    again = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "again")
+    assert again.returncode == 0 and "going on after epoch" in again.stdout, again.stderr
+    one, other = (torch.load(next((tmp_path / name).rglob("resnet8_last.pth")), weights_only=True)
+                  for name in ("whole", "again"))
+    assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.whole_batch])
+def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher):
+    """So each process may compute its own; a method that relates samples to each other says so by whole_batch."""
+    options = student_options(["--path_t", "t", "--distill", method])
+    data = dataset.load("digits", "")
+    views = dataset.TrainViews(data, torch.device("cpu"))
+    torch.manual_seed(0)
+    nets = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
+    built = METHODS[method](train_student.probe(*nets, data), options)
+    stage = built.stage(nets[0])
+    term = (stage.term if stage else built).eval()  # batch norm in regressors goes by its statistics
+    term.start_epoch(2, torch.Generator())
+
+    @torch.no_grad()
+    def loss(part):
+        batch = views.batch(torch.arange(60)[part], torch.full((60,), 80)[part])
+        student, teacher = (Outputs(*net(batch.images, named=True)) for net in nets)
+        return term(student, teacher, batch).item()
+
+    assert loss(slice(None)) == pytest.approx((20 * loss(slice(20)) + 40 * loss(slice(20, 60))) / 60, rel=1e-4)
+
+
+def test_what_cannot_be_shared_is_refused_once(tmp_path, digits_teacher):
+    for flags, message in ((["--batch_size", "33"], "--batch_size 33 cannot be shared equally by 2 processes"),
+                           (["--trials", "1,2"], "--trials starts processes of its own")):
+        refused = run(2, "train_student.py", *FLAGS, "--path_t", digits_teacher, "--save_dir", tmp_path, *flags)
+        assert refused.returncode != 0 and not os.listdir(tmp_path)
+        lines = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and message in lines[0], refused.stderr
