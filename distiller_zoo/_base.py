@@ -84,7 +84,8 @@ class Term(nn.Module):
         """
 
     def end_epoch(self, epoch: int) -> None:
-        """Called after each epoch's last step."""
+        """Called after each epoch's last step. With several processes, what a term has collected of its own share is
+        brought together here (helper.processes.summed)."""
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,6 @@ def weights(state):
     return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
 
 
-@pytest.fixture(scope="session")
-def lone(tmp_path_factory, digits_teacher):
-    save = tmp_path_factory.mktemp("lone")
-    train_all(1, save, digits_teacher, METHODS_TRIED)
-    return save
-
-
 def same(save, lone, method):
     """The step is that of the whole batch: what is left is rounding, a small part of the way that was gone."""
     torch.manual_seed(stream(0, "1", "init"))
@@ -71,19 +64,16 @@ def same(save, lone, method):
     return folder
 
 
-def test_two_processes_train_as_one_does(tmp_path, lone, digits_teacher):
-    train_all(2, tmp_path, digits_teacher, METHODS_TRIED)
-    for method in METHODS_TRIED:
-        folder = same(tmp_path, lone, method)
-    # The first process alone writes: one file of scalars.
-    assert len(list((tmp_path / "student_tensorboards" / folder.name).iterdir())) == 1
-
-
-def test_four_processes_train_as_one_does(tmp_path, lone, digits_teacher):
-    methods = ["kd", "crd"]
-    train_all(4, tmp_path, digits_teacher, methods)
-    for method in methods:
-        same(tmp_path, lone, method)
+def test_two_and_four_processes_train_as_one_does(tmp_path, digits_teacher):
+    tried = {1: METHODS_TRIED, 2: METHODS_TRIED, 4: ["kd", "crd"]}
+    for processes, methods in tried.items():
+        train_all(processes, tmp_path / str(processes), digits_teacher, methods)
+    for processes in (2, 4):
+        for method in tried[processes]:
+            folder = same(tmp_path / str(processes), tmp_path / "1", method)
+            # The first process alone writes: one file of scalars.
+            scalars = tmp_path / str(processes) / "student_tensorboards" / folder.name
+            assert len(list(scalars.iterdir())) == 1
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits_and_only_with_as_many_processes(tmp_path, digits_teacher):
