@@ -151,7 +151,8 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     """
     device = views.labels.device
     first = run.resume(phase) + 1
-    phase.forward = processes.parallel(phase.forward)
+    plain = phase.forward
+    phase.forward = processes.parallel(plain)
     progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
     meters = Meters(list(phase.objective.terms), device)
     take, where = (CapturedSteps(train_step, phase), side_stream) if phase.captured else (train_step, nullcontext)
@@ -186,6 +187,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         run.end_epoch(phase, epoch, averages, tested, seconds, len(views) / seconds)
         progress.epoch(epoch, averages, tested, run.best, seconds, len(views) / seconds)
     phase.optimizer.zero_grad(set_to_none=True)
+    phase.forward = plain
 
 
 def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:

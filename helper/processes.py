@@ -5,6 +5,7 @@ so that a step is the one that a lone process would take with the whole batch. A
 of one; nothing here costs it anything.
 """
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -49,8 +50,10 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, at the end."""
+    """Part from the other processes, at the end: once all are there, and nothing holds the connections any more."""
     if dist.is_initialized():
+        gc.collect()
+        dist.barrier()
         dist.destroy_process_group()
 
 

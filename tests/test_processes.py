@@ -56,9 +56,11 @@ def same(save, lone, method):
     torch.manual_seed(stream(0, "1", "init"))
     start = weights(build("resnet8", 10).state_dict())
     (one, log_one, _), (many, log_many, folder) = student(lone, method), student(save, method)
-    assert (many - one).norm() <= 0.02 * (one - start).norm(), (method, (many - one).norm() / (one - start).norm())
+    tight = method in ("kd", "crd")  # and where an error of a few percent of a step would show
+    way = (many - one).norm() / (one - start).norm()
+    assert way <= (0.003 if tight else 0.01), method
     for line_one, line_many in zip(log_one, log_many, strict=True):
-        assert line_many["losses"] == pytest.approx(line_one["losses"], rel=5e-3), method
+        assert line_many["losses"] == pytest.approx(line_one["losses"], rel=2e-4 if tight else 1e-2), method
         if "test_loss" in line_one:
             assert line_many["test_loss"] == pytest.approx(line_one["test_loss"], rel=5e-3)
             assert line_many["train_top1"] == pytest.approx(line_one["train_top1"], abs=3)
