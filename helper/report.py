@@ -155,7 +155,7 @@ def published_words(figure) -> str:
 def settings_words(settings) -> str:
     """'epochs 20, batch 64, decay after 13 15 18'; without what stands in the table."""
     return ", ".join(f"{TO_READ.get(key, key)} {_shown(value)}" for key, value in settings.items()
-                     if key not in ("distill", "teacher_top1") and (key, value) != ("avg", 0))
+                     if key not in ("distill", "teacher_top1") and (key, value) != ("avg", 0) and value is not None)
 
 
 def _shown(value):
