@@ -14,6 +14,7 @@ from helper import cuda_graph
 from helper.cli import student_options
 from helper.cuda_graph import CapturedSteps, is_captured
 from helper.errors import UsageError
+from helper.fields import tensors
 from helper.loop import LiveTeacher, Phase, lessons, set_rate, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
@@ -157,7 +158,7 @@ def test_lessons_are_the_batches_of_the_plan_whatever_is_ahead():
         seen[ahead] = list(lessons(phase, views, plan, BATCH))
     assert [len(batch.labels) for batch, _ in seen[3]] == [BATCH] * BATCHES + [LAST]
     for (batch, outputs), (other, others) in zip(seen[1], seen[3], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(other), strict=True))
         assert len(outputs.stages) == 3 and outputs.pooled is None
         for a, b in zip((outputs.logits, *outputs.stages), (others.logits, *others.stages), strict=True):
             torch.testing.assert_close(a, b)
