@@ -5,8 +5,23 @@ python tests/every_method.py SAVE_DIR TEACHER FLAGS METHOD,METHOD...
 import shlex
 import sys
 
+import torch
+
 import train_student
 from helper import processes
+
+
+def check_shares():
+    """Every sample is exactly one process's: of the test images, and of each batch of a plan."""
+    for samples in (3, 7, 355):
+        seen = torch.zeros(samples)
+        seen[processes.own_slice(samples)] += 1
+        assert processes.summed(seen).eq(1).all(), samples
+        plan = torch.arange(samples), torch.arange(samples)
+        own, view = processes.share(plan, 8)
+        assert processes.summed(torch.bincount(own, minlength=samples)).eq(1).all() and own.equal(view), samples
+        assert (len(own[own < 8]) - min(8, samples) / processes.count()) < 1, samples
+
 
 if __name__ == "__main__":
     save_dir, teacher, flags, methods = sys.argv[1:]
@@ -14,4 +29,5 @@ if __name__ == "__main__":
         sys.argv = ["train_student.py", "--path_t", teacher, "--save_dir", save_dir, "--distill", method,
                     *shlex.split(flags)]
         train_student.main()
+    check_shares()
     processes.leave()
