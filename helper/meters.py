@@ -74,10 +74,13 @@ class Meters:
                            "lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
         *losses, total = (processes.summed(self.sums) / (samples * processes.count())).tolist()
-        hits_ = processes.summed(self.hits).tolist()
-        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in hits_)
+        all_hits = processes.summed(self.hits).tolist()
+        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in all_hits)
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
 
     def loss(self) -> float:
-        """The average total so far, of this process's share where there are several; waits for the device."""
+        """The average total so far; waits for the device. Raises as `read` in a lone process; of several each may ask
+        by itself, and sees its own share."""
+        if processes.count() == 1:
+            return self.read().loss
         return (self.sums[-1] / self.samples.clamp(min=1)).item()
