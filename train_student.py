@@ -37,7 +37,7 @@ def main():
             options, lambda one: os.path.join(one.save_dir, FOLDERS[0], folder_name(one, teacher.name)))
     with processes.one_by_machine():
         data = dataset.from_options(options)
-    cli.check_shares(options, len(data.train))
+    cli.check_shares(options, data)
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")

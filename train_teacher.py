@@ -26,7 +26,7 @@ def main():
     device = cli.device_of(options)
     with processes.one_by_machine():
         data = dataset.from_options(options)
-    cli.check_shares(options, len(data.train))
+    cli.check_shares(options, data)
     torch.manual_seed(stream(options.seed, options.trial, "init"))
     net = build(options.model, len(data.classes))
     with torch.no_grad():

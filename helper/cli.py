@@ -7,7 +7,7 @@ from argparse import Namespace
 
 import torch
 
-from dataset import LOADERS
+from dataset import LOADERS, Data
 from distiller_zoo import METHODS
 from distiller_zoo.kd import KD
 from helper import processes, recipes
@@ -294,12 +294,14 @@ def device_of(options: Namespace) -> torch.device:
     return device
 
 
-def check_shares(options: Namespace, images: int) -> None:
-    """Raise UsageError where the batches of an epoch of `images` cannot be shared among the processes."""
-    count, last = processes.count(), images % options.batch_size
+def check_shares(options: Namespace, data: Data) -> None:
+    """Raise UsageError where the batches of an epoch, or the test images, cannot be shared among the processes."""
+    count, last = processes.count(), len(data.train) % options.batch_size
+    if len(data.test) < count:
+        raise UsageError(f"{data.name} has {len(data.test)} test images, too few for {count} processes: start fewer")
     if options.batch_size % count:
         raise UsageError(f"--batch_size {options.batch_size} cannot be shared equally by {count} processes: give a "
                          f"multiple of {count}")
     if 0 < last < count:
-        raise UsageError(f"the last batch of an epoch has {last} of the {images:,} images, too few for {count} "
-                         "processes: give another --batch_size")
+        raise UsageError(f"the last batch of an epoch has {last} of the {len(data.train):,} images, too few "
+                         f"for {count} processes: give another --batch_size")

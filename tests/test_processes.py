@@ -125,6 +125,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
 
 def test_what_cannot_be_shared_is_refused_once(tmp_path, digits_teacher):
     for flags, message in ((["--batch_size", "33"], "--batch_size 33 cannot be shared equally by 2 processes"),
+                           (["--batch_size", "218", "--imbalance", "0.03"], "has 1 of the 437 images"),
                            (["--trials", "1,2"], "--trials starts processes of its own")):
         refused = run(2, "train_student.py", *FLAGS, "--path_t", digits_teacher, "--save_dir", tmp_path, *flags)
         assert refused.returncode != 0 and not os.listdir(tmp_path)
