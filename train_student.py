@@ -3,26 +3,28 @@
 python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --distill kd \
     --model_s resnet8x4 -r 0.1 -a 0.9 -b 0 --trial 1
 """
-import os
 import sys
 
 import torch
 
 import dataset
 from distiller_zoo import METHODS, Setup
-from helper import cli, processes, recipes, teacher_plan, trials
+from helper import cli
 from helper.by_class import by_class
 from helper.cuda_graph import is_captured
-from helper.errors import UsageError, guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import Objective, student_objective
-from helper.precision import precision_of
-from helper.published import teacher_warning
-from helper.run import open_run
+from helper.record import recipes
+from helper.record.published import teacher_warning
+from helper.record.run import open_run
 from helper.schedule import rates
-from helper.streams import stream
 from helper.sync_bn import synchronise
+from helper.teacher import plan
+from helper.util import distributed
+from helper.util.errors import UsageError, guarded
+from helper.util.seeding import stream
 from models import build, load_model
+from models.precision import precision_of
 
 FOLDERS = ("student_model", "student_tensorboards")
 
@@ -30,12 +32,9 @@ FOLDERS = ("student_model", "student_tensorboards")
 def main():
     options = cli.student_options(sys.argv[1:])
     device = cli.device_of(options)
-    with processes.one_by_machine():
+    with distributed.one_by_machine():
         teacher, checkpoint = load_model(options.path_t)
-    if "trials" in options:
-        return trials.conduct(
-            options, lambda one: os.path.join(one.save_dir, FOLDERS[0], folder_name(one, teacher.name)))
-    with processes.one_by_machine():
+    with distributed.one_by_machine():
         data = dataset.from_options(options)
     cli.check_shares(options, data)
     if checkpoint.num_classes != len(data.classes):
@@ -62,8 +61,8 @@ def main():
     views = data.train_views(device)
     test = data.test_images(device)
     teacher.requires_grad_(False)
-    teaching = teacher_plan.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
-    teacher_accuracy = teacher_plan.tested(teacher, data, test, teaching.precision, options.cache_dir)
+    teaching = plan.plan(options, teacher, data, setup.teacher, objective.reads, device, precision, run)
+    teacher_accuracy = plan.tested(teacher, data, test, teaching.precision, options.cache_dir)
     run.start(device, precision, {
         "student": f"{options.model_s}, {parameters(student):,} parameters",
         "teacher": f"{teacher.name}, {parameters(teacher):,} parameters, test accuracy {teacher_accuracy.top1:.2f}",
@@ -86,7 +85,7 @@ def main():
         "train", student, source, objective,
         sgd([p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad], options),
         rates(options), options.epochs, {"student": student, "objective": objective}, precision=precision,
-        ahead=teacher_plan.batches_ahead(setup.teacher, objective.reads, options.batch_size, device), captured=captured)
+        ahead=plan.batches_ahead(setup.teacher, objective.reads, options.batch_size, device), captured=captured)
     fit(phase, views, test, run, options)
     run.finish(phase, {"teacher": teacher.name, "teacher_top1": teacher_accuracy.top1, "terms": list(objective.terms),
                        **by_class(student, test, data, precision)})

@@ -7,24 +7,25 @@ import sys
 import torch
 
 import dataset
-from helper import cli, processes
+from helper import cli
 from helper.by_class import by_class
 from helper.cuda_graph import is_captured
-from helper.errors import guarded
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
-from helper.precision import precision_of
-from helper.run import open_run
+from helper.record.run import open_run
 from helper.schedule import rates
-from helper.streams import stream
 from helper.sync_bn import synchronise
+from helper.util import distributed
+from helper.util.errors import guarded
+from helper.util.seeding import stream
 from models import build
+from models.precision import precision_of
 
 
 def main():
     options = cli.teacher_options(sys.argv[1:])
     device = cli.device_of(options)
-    with processes.one_by_machine():
+    with distributed.one_by_machine():
         data = dataset.from_options(options)
     cli.check_shares(options, data)
     torch.manual_seed(stream(options.seed, options.trial, "init"))

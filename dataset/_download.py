@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 from dataset._base import DataError
-from helper.progress import Counter
+from helper.util.progress import Counter
 
 ATTEMPTS = 3
 # Seconds without a byte after which a connection is given up.

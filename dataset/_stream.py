@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dataset._base import Data, DataError
 from dataset.views import Batch, normalise
-from helper.streams import stream
+from helper.util.seeding import stream
 
 # Pixels in a batch of the test, at most: those of 64 images of 224x224.
 TEST_PIXELS = 64 * 224 * 224

@@ -12,7 +12,7 @@ import torch
 
 from dataset._base import DataError
 from dataset._stream import Files, StreamedData, problems
-from helper.progress import Counter
+from helper.util.progress import Counter
 
 # ImageNet's, which its pretrained networks expect.
 MEAN = (0.485, 0.456, 0.406)

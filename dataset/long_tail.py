@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dataset._base import Data
-from helper.streams import stream
+from helper.util.seeding import stream
 
 
 def profile(counts: Tensor, imbalance: float) -> Tensor:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dataset._base import Data, DataError, Split
 from dataset._download import download
-from helper.progress import Counter
+from helper.util.progress import Counter
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -144,7 +144,7 @@ def _fetched(root):
 
 def _held(root):
     """The folder `root`, held by this process alone while something is written there."""
-    from helper.files import wait_for_folder  # which knows the errors of this package
+    from helper.util.files import wait_for_folder  # which knows the errors of this package
 
     try:
         os.makedirs(root, exist_ok=True)
@@ -254,7 +254,7 @@ def _pixels(content):
 
 
 def _keep(path, content):
-    from helper.files import whole
+    from helper.util.files import whole
 
     try:
         with whole(path) as file:

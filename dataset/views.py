@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helper.streams import stream
+from helper.util.seeding import stream
 
 if TYPE_CHECKING:
     from dataset._base import Data

@@ -85,7 +85,7 @@ class Term(nn.Module):
 
     def end_epoch(self, epoch: int) -> None:
         """Called after each epoch's last step. With several processes, what a term has collected of its own share is
-        brought together here (helper.processes.summed)."""
+        brought together here (helper.util.distributed.summed)."""
 
 
 @dataclass(frozen=True)

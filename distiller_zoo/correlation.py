@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method
 from distiller_zoo._layers import Embed
-from helper.flags import positive_int
+from helper.util.arguments import positive_int
 
 __all__ = ["Correlation"]
 

@@ -3,7 +3,7 @@
 Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
 Noise-contrastive estimation (equation 18) of each net's embedding against a memory bank of the other's.
 
-Its memory at the published setting is measured by scripts/measure_crd.py; see docs/methods.md.
+Its memory at the published setting is measured by scripts/experiments/measure_crd.py; see docs/methods.md.
 """
 from argparse import Namespace
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distiller_zoo._base import Flag, Method
 from distiller_zoo._layers import Embed
 from distiller_zoo.correlation import FEAT_DIM
-from helper.flags import positive_float, positive_int, unit_float
+from helper.util.arguments import positive_float, positive_int, unit_float
 
 __all__ = ["CRDLoss"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method
 from distiller_zoo._logits import kl, log_softmax
-from helper.flags import positive_float, positive_int
+from helper.util.arguments import positive_float, positive_int
 
 __all__ = ["CTKDLoss"]
 

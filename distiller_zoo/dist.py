@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method
 from distiller_zoo._logits import log_softmax, standardise
-from helper.flags import positive_float
+from helper.util.arguments import positive_float
 
 __all__ = ["DIST"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method, MethodError
 from distiller_zoo._layers import OTHERS, ConvRegressor
-from helper.flags import nonnegative_int
+from helper.util.arguments import nonnegative_int
 
 __all__ = ["HintLoss"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Term
 from distiller_zoo._logits import kl, log_softmax
-from helper import processes
+from helper.util import distributed
 
 __all__ = ["IKDLoss"]
 
@@ -75,6 +75,6 @@ class IKD(Term):
     def end_epoch(self, epoch):
         if self.collecting:
             if not self.fixed:  # each process has collected its own share
-                self.sums.copy_(processes.summed(self.sums))
-                self.counts.copy_(processes.summed(self.counts))
+                self.sums.copy_(distributed.summed(self.sums))
+                self.counts.copy_(distributed.summed(self.counts))
             self.means.copy_(self.sums / self.counts.clamp(min=1)[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method, MethodError, Setup
 from distiller_zoo._logits import kl, log_softmax, standardise
-from helper.flags import positive_float
+from helper.util.arguments import positive_float
 
 __all__ = ["DistillKL"]
 

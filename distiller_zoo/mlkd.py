@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method
 from distiller_zoo._logits import kl, log_softmax
-from helper.flags import positive_list
+from helper.util.arguments import positive_list
 
 __all__ = ["MLKDLoss"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method, MethodError
 from distiller_zoo._logits import kl, log_softmax
-from helper.flags import nonnegative_float, positive_float
+from helper.util.arguments import nonnegative_float, positive_float
 
 __all__ = ["WTTMLoss"]
 

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 
 from dataset import Data, EvalImages
-from helper import processes
 from helper.loop import FLOAT32, LOGITS
-from helper.precision import Precision
+from helper.util import distributed
 from models import Classifier
+from models.precision import Precision
 
 # Many: more training images than MANY; few: fewer than FEW (Liu et al., "Large-Scale Long-Tailed Recognition in
 # an Open World", CVPR 2019).
@@ -35,11 +35,11 @@ def class_accuracies(net: Classifier, test: EvalImages, classes: int, precision:
     """
     training, right = net.training, torch.zeros(classes, dtype=torch.float64, device=test.labels.device)
     net.eval()
-    for images, labels in test.batches(batch_size, processes.own_slice(len(test))):
+    for images, labels in test.batches(batch_size, distributed.own_slice(len(test))):
         hit = precision.outputs(net, images, LOGITS).logits.argmax(1) == labels
         right += torch.bincount(labels[hit], minlength=classes)
     net.train(training)
-    return (100 * processes.summed(right) / torch.bincount(test.labels, minlength=classes)).cpu()
+    return (100 * distributed.summed(right) / torch.bincount(test.labels, minlength=classes)).cpu()
 
 
 def shots(top1: Tensor, train_images: Tensor) -> dict[str, dict]:

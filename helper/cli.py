@@ -10,19 +10,19 @@ import torch
 from dataset import LOADERS, Data
 from distiller_zoo import METHODS
 from distiller_zoo.kd import KD
-from helper import processes, recipes
-from helper.errors import UsageError
-from helper.flags import (
+from helper.record import recipes
+from helper.util import distributed
+from helper.util.arguments import (
     epoch_list,
     nonnegative_float,
     nonnegative_int,
     positive_float,
     positive_int,
-    trial_list,
     trial_name,
     unit_float,
     up_to_one,
 )
+from helper.util.errors import UsageError
 from models import ModelError, check_name
 from models._registry import ZOOS, own_models
 
@@ -89,8 +89,6 @@ def student_options(argv: list[str]) -> Namespace:
     METHODS[options.distill].resolve(options)
     if options.ikd_means == "all" and options.avg == 0:
         raise UsageError("--ikd_means all is of the IKD term, which is off: give --avg a value above 0")
-    if options.trials is None:
-        del options.trials  # a lone run's settings are those of the trial
     if options.teacher_cache not in ("off", "auto", "on"):
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
     return options
@@ -124,10 +122,7 @@ def _student_parser(method):
                        help=f"the student, one of {NETS} (default resnet8)")
     group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
                        help="one of " + ", ".join(METHODS) + " (default kd)")
-    trial = group.add_mutually_exclusive_group()
-    trial.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
-    trial.add_argument("--trials", type=trial_list, metavar="LIST",
-                       help="several trials together, such as 1,2,3: each as it would be alone, in its own folder")
+    group.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
     group = parser.add_argument_group("weights of the loss: r·CE + a·KD + b·method + avg·IKD")
     group.add_argument("-r", "--gamma", type=nonnegative_float, default=1.0, metavar="R",
                        help="weight of the cross-entropy with the labels")
@@ -280,23 +275,21 @@ def device_of(options: Namespace) -> torch.device:
     torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
     torch.backends.cudnn.benchmark = not options.deterministic
     device = torch.device(options.device)
-    if processes.started() > 1:
-        if "trials" in options:
-            raise UsageError("--trials starts processes of its own: with torchrun give --trial")
+    if distributed.started() > 1:
         if device.type == "cuda":
-            if processes.local_rank() >= torch.cuda.device_count():
+            if distributed.local_rank() >= torch.cuda.device_count():
                 raise UsageError(f"this machine has {torch.cuda.device_count()} CUDA devices, one for each process: "
                                  "give torchrun as many by --nproc_per_node")
-            device = torch.device("cuda", processes.local_rank())
+            device = torch.device("cuda", distributed.local_rank())
             torch.cuda.set_device(device)
-        processes.join(device)
-        options.processes = processes.count()
+        distributed.join(device)
+        options.processes = distributed.count()
     return device
 
 
 def check_shares(options: Namespace, data: Data) -> None:
     """Raise UsageError where the batches of an epoch, or the test images, cannot be shared among the processes."""
-    count, last = processes.count(), len(data.train) % options.batch_size
+    count, last = distributed.count(), len(data.train) % options.batch_size
     if len(data.test) < count:
         raise UsageError(f"{data.name} has {len(data.test)} test images, too few for {count} processes: start fewer")
     if options.batch_size % count:

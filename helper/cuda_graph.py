@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from dataset import Batch
-from helper import processes
-from helper.errors import UsageError
-from helper.fields import each, tensors
+from helper.util import distributed
+from helper.util.errors import UsageError
+from helper.util.nested import each, tensors
 from models import Outputs
 
 EAGER_STEPS = 3
@@ -43,7 +43,7 @@ def is_captured(asked: str, objective, device: torch.device) -> tuple[bool, dict
         if asked == "on":
             raise UsageError("--cuda_graph on: there are CUDA graphs on CUDA devices alone; leave it out")
         return False, {}
-    why_not = "several processes" if processes.count() > 1 else objective.uncapturable()
+    why_not = "several processes" if distributed.count() > 1 else objective.uncapturable()
     if asked == "on" and why_not:
         raise UsageError(f"--cuda_graph on: {why_not}; leave it out")
     if asked == "off" or why_not:

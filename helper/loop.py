@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews
-from helper import processes
 from helper.cuda_graph import CapturedSteps, side_stream
-from helper.errors import RunError
-from helper.fields import each
 from helper.meters import Meters, hits
 from helper.objective import Objective
-from helper.precision import Precision
-from helper.progress import Progress
-from helper.streams import stream
-from helper.teacher_cache import CachedTeacher
+from helper.teacher.cache import CachedTeacher
+from helper.util import distributed
+from helper.util.errors import RunError
+from helper.util.nested import each
+from helper.util.progress import Progress
+from helper.util.seeding import stream
 from models import Classifier, Outputs
+from models.precision import Precision
 
 FLOAT32 = Precision()
 LOGITS = frozenset({"logits"})
@@ -104,14 +104,14 @@ def lessons(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor],
 
     batch_size: of the whole batch, of which each process gets its share
     """
-    own, left = batch_size // processes.count(), len(views)
-    for several in views.batches(processes.share(plan, batch_size), own * phase.ahead):
+    own, left = batch_size // distributed.count(), len(views)
+    for several in views.batches(distributed.share(plan, batch_size), own * phase.ahead):
         outputs = phase.teacher(several)
         for i in range(0, len(several.labels), own):
             def part(values, i=i):
                 return values[i : i + own]
 
-            whole = min(left, batch_size) if processes.count() > 1 else None
+            whole = min(left, batch_size) if distributed.count() > 1 else None
             yield Batch(*each(part, several))._replace(whole=whole), Outputs(*each(part, outputs))
             left -= batch_size
 
@@ -135,12 +135,12 @@ def evaluate(net: Classifier, test: EvalImages, precision: Precision = FLOAT32,
     batch_size = batch_size or (2000 if test.labels.is_cuda else 500)
     training, sums = net.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
     net.eval()
-    for images, labels in test.batches(batch_size, processes.own_slice(len(test))):
+    for images, labels in test.batches(batch_size, distributed.own_slice(len(test))):
         logits = precision.outputs(net, images, LOGITS).logits
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
         sums += torch.cat([loss[None], hits(logits, labels).double()])
     net.train(training)
-    loss, top1, top5 = (processes.summed(sums) / len(test)).tolist()
+    loss, top1, top5 = (distributed.summed(sums) / len(test)).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
 
 
@@ -152,7 +152,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     device = views.labels.device
     first = run.resume(phase) + 1
     plain = phase.forward
-    phase.forward = processes.parallel(plain)
+    phase.forward = distributed.parallel(plain)
     progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
     meters = Meters(list(phase.objective.terms), device)
     take, where = (CapturedSteps(train_step, phase), side_stream) if phase.captured else (train_step, nullcontext)
@@ -161,7 +161,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         set_rate(phase.optimizer, phase.rate(epoch))
         purpose = (options.seed, options.trial, phase.name, epoch)
         # Dropout must not hide the same neurons of every process's images.
-        torch.manual_seed(stream(*purpose, "torch", *([processes.rank()] if processes.rank() else [])))
+        torch.manual_seed(stream(*purpose, "torch", *([distributed.rank()] if distributed.rank() else [])))
         phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(stream(*purpose, "terms")))
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
@@ -171,14 +171,14 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         with where():
             for step, (batch, teacher) in enumerate(lessons(phase, views, plan, options.batch_size), 1):
                 take(phase, batch, teacher, meters)
-                if processes.count() == 1 or step % processes.ASK_EVERY == 0:
+                if distributed.count() == 1 or step % distributed.ASK_EVERY == 0:
                     run.stop_if_asked()
                 if step % options.tb_freq == 0:
                     run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
                 progress.step(epoch, step, meters)
         averages = meters.read(phase.objective.reads_student)
         phase.objective.end_epoch(epoch)
-        processes.average_statistics(phase.forward)
+        distributed.average_statistics(phase.forward)
         seconds = time.perf_counter() - started
         tested = evaluate(phase.student, test, phase.precision) if phase.evaluates else None
         if tested and not math.isfinite(tested.loss):

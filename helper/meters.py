@@ -4,8 +4,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helper import processes
-from helper.errors import RunError
+from helper.util import distributed
+from helper.util.errors import RunError
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -68,19 +68,19 @@ class Meters:
 
         Raises RunError if a loss has not been finite, naming the first one and its step.
         """
-        first, term = processes.smallest(self.first_bad).min(0)
+        first, term = distributed.smallest(self.first_bad).min(0)
         if first.item() != NEVER:
             raise RunError(f"the loss '{self.names[term.item()]}' is not finite at step {first.item()} of the epoch: "
                            "lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
-        *losses, total = (processes.summed(self.sums) / (samples * processes.count())).tolist()
-        all_hits = processes.summed(self.hits).tolist()
+        *losses, total = (distributed.summed(self.sums) / (samples * distributed.count())).tolist()
+        all_hits = distributed.summed(self.hits).tolist()
         top1, top5 = (100 * count / samples if has_logits else float("nan") for count in all_hits)
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
 
     def loss(self) -> float:
         """The average total so far; waits for the device. Raises as `read` in a lone process; of several each may ask
         by itself, and sees its own share."""
-        if processes.count() == 1:
+        if distributed.count() == 1:
             return self.read().loss
         return (self.sums[-1] / self.samples.clamp(min=1)).item()

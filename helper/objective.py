@@ -6,9 +6,9 @@ from dataset import Batch
 from distiller_zoo import Method, Setup, Term
 from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import KD
-from helper import processes
-from helper.errors import UsageError
-from helper.fields import each
+from helper.util import distributed
+from helper.util.errors import UsageError
+from helper.util.nested import each
 from models import Outputs
 
 
@@ -47,7 +47,7 @@ class Objective(nn.Module):
             return term(student, teacher, batch)
 
         def all_rows(rows):
-            return processes.gathered(rows, batch.whole)
+            return distributed.gathered(rows, batch.whole)
 
         read = [Outputs(**dict(zip(fields, each(all_rows, (getattr(out, name) for name in fields)), strict=True)))
                 for out, fields in ((student, sorted(term.reads | {"logits"})), (teacher, sorted(term.reads)))]
@@ -73,7 +73,7 @@ class Objective(nn.Module):
 
 def _weighted(loss, batch):
     """A loss that is a mean over this process's share, so that the mean over the processes is that over the batch."""
-    share = len(batch.labels) * processes.count() / batch.size
+    share = len(batch.labels) * distributed.count() / batch.size
     return loss if share == 1 else share * loss
 
 

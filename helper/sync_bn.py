@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from helper import processes
+from helper.util import distributed
 
 
 def synchronise(module: nn.Module, device: torch.device) -> None:
@@ -11,7 +11,7 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
 
     On CUDA PyTorch's SyncBatchNorm, which knows no CPU; there the same by plain operations.
     """
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -43,7 +43,7 @@ class PlainSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         def by_channel(values):
             return values.view(1, -1, *[1] * (x.dim() - 2))
 
-        n = processes.summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)).item()
+        n = distributed.summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)).item()
         mean = _Sum.apply(x.sum(others)) / n
         centred = x - by_channel(mean)
         variance = _Sum.apply(centred.square().sum(others)) / n

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from dataset import Data, EvalImages
-from helper import analysis, cost, page
 from helper.cli import Parser
-from helper.errors import UsageError, guarded
-from helper.files import write_bytes
-from helper.records import label
-from helper.run import FREE
-from helper.subject import (
+from helper.record.records import label
+from helper.record.run import FREE
+from helper.util.errors import UsageError, guarded
+from helper.util.files import write_bytes
+from scripts import pages
+from scripts.analysis import cost, metrics
+from scripts.analysis.checkpoint import (
     Predictions,
     Record,
     Subject,
@@ -97,20 +98,20 @@ def teacher_of(record: Record, options) -> str | None:
 
 
 class Measured(NamedTuple):
-    """A net, how it is drawn (pictures.Look), and what its predictions say; spread and kl: (C,)."""
+    """A net, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
 
     look: tuple
     subject: Subject
     predictions: Predictions
-    summary: analysis.Summary
+    summary: metrics.Summary
     spread: Tensor
     kl: Tensor
 
 
 def measured(name: str, role: str, subject: Subject, p: Predictions) -> Measured:
-    from helper.pictures import LOOKS, Look
-    return Measured(Look(name, *LOOKS[role]), subject, p, analysis.summary(p.logits, p.labels),
-                    analysis.within_class_spread(p.logits, p.labels), analysis.within_class_kl(p.logits, p.labels))
+    from scripts.analysis.plots import LOOKS, Look
+    return Measured(Look(name, *LOOKS[role]), subject, p, metrics.summary(p.logits, p.labels),
+                    metrics.within_class_spread(p.logits, p.labels), metrics.within_class_kl(p.logits, p.labels))
 
 
 def labels_of(roles: dict[str, Subject]) -> dict[str, str]:
@@ -153,9 +154,9 @@ def trials_of(record: Record) -> list[list[dict]]:
 
 def pictures_of(nets: dict[str, Measured], data: Data):
     """(file's name, title, what draws it, caption in HTML) of each picture there is something to draw for."""
-    from helper import pictures
-    from helper.page import formula as f
-    layout = pictures.layout_of(data.classes, data.superclasses)
+    from scripts.analysis import plots
+    from scripts.pages import formula as f
+    layout = plots.layout_of(data.classes, data.superclasses)
     student, teacher, against = nets["student"], nets.get("teacher"), nets.get("against")
     everyone, students = list(nets.values()), [net for net in (against, student) if net]
     order = ("Classes stand by superclass, thin lines between them." if data.superclasses else
@@ -163,19 +164,19 @@ def pictures_of(nets: dict[str, Measured], data: Data):
 
     runs = [(net.look, trials) for net in students if (trials := trials_of(net.subject.record))]
     if runs and runs[-1][0] is student.look:
-        yield ("curves", "The run", lambda: pictures.png(
-            pictures.curves, runs, teacher and (teacher.look, teacher.summary.top1)), curves_caption(runs))
+        yield ("curves", "The run", lambda: plots.png(
+            plots.curves, runs, teacher and (teacher.look, teacher.summary.top1)), curves_caption(runs))
 
     shown = teacher or student
-    yield ("class_means", "Class-mean logits", lambda: pictures.png(
-        pictures.class_means, class_mean_logits(shown), layout, shown.look),
+    yield ("class_means", "Class-mean logits", lambda: plots.png(
+        plots.class_means, class_mean_logits(shown), layout, shown.look),
         f"Row {f('c')} is {f('m_c = (1/n_c) Σ_{i: y_i=c} z_i')}, the mean logits of the test images of class "
         f"{f('c')}. Such a row, of the teacher's logits over the training views of the first epoch, is what IKD pulls "
         f"every student's prediction for that class towards. {order} Dark off the diagonal: classes that look alike to "
         "the net. The shades span what lies off the diagonal; the diagonal itself is beyond them.")
 
-    yield ("spread", "Spread within each class", lambda: pictures.png(
-        pictures.spread_by_class, [(net.look, net.spread) for net in everyone], layout),
+    yield ("spread", "Spread within each class", lambda: plots.png(
+        plots.spread_by_class, [(net.look, net.spread) for net in everyone], layout),
         f"{f('S_c = (1/n_c) Σ_{i: y_i=c} ‖p_i − p̄_c‖²')}, with the softmax predictions {f('p_i')} for the class's "
         f"test images and their mean {f('p̄_c')}: the further to the left, the more alike the images of a class are "
         "answered, which is what IKD is for. Sure and right, and sure of one wrong class, both give 0, so read it "
@@ -183,8 +184,8 @@ def pictures_of(nets: dict[str, Measured], data: Data):
 
     base = against or teacher
     if base:
-        yield ("spread_change", f"Within a class: {base.look.label} and {student.look.label}", lambda: pictures.png(
-            pictures.spread_scatter, (base.look, [base.spread, base.kl]), (student.look, [student.spread, student.kl]),
+        yield ("spread_change", f"Within a class: {base.look.label} and {student.look.label}", lambda: plots.png(
+            plots.spread_scatter, (base.look, [base.spread, base.kl]), (student.look, [student.spread, student.kl]),
             ["spread $S_c$", "divergence $D_c$, nats"]),
             "A point a class. Below the line, in the tinted half, its predictions lie closer together for "
             f"{escape(student.look.label)} than for {escape(base.look.label)}. Left: the spread of the picture before. "
@@ -194,28 +195,28 @@ def pictures_of(nets: dict[str, Measured], data: Data):
     yield "tsne", "Pooled features", lambda: tsne_picture(everyone, data, layout), tsne_caption(data)
 
     if teacher:
-        matrices = {net.look: analysis.logit_correlation(net.predictions.logits) for net in everyone}
-        yield ("correlations", "Correlation of logits", lambda: pictures.png(
-            pictures.correlations, (teacher.look, matrices[teacher.look]),
+        matrices = {net.look: metrics.logit_correlation(net.predictions.logits) for net in everyone}
+        yield ("correlations", "Correlation of logits", lambda: plots.png(
+            plots.correlations, (teacher.look, matrices[teacher.look]),
             [(net.look, matrices[net.look]) for net in students], layout),
             f"{f('ρ(j, k)')} is Pearson's correlation, over all test images, of the logits of classes {f('j')} and "
             f"{f('k')}. {order} The difference to the teacher's is shown as {f('|ρ − ρ_{teacher}|')}: the paler, the "
             "more of the teacher's view of which classes go together has come across. Its mean is over "
             f"{f('j ≠ k')}; the shades end at the 99.5th percentile.")
 
-    bins = [(net.look, analysis.reliability(net.predictions.logits, net.predictions.labels), net.summary.ece)
+    bins = [(net.look, metrics.reliability(net.predictions.logits, net.predictions.labels), net.summary.ece)
             for net in everyone]
-    yield ("reliability", "Calibration", lambda: pictures.png(pictures.reliability, bins),
-           f"The test images in {analysis.BINS} bins of confidence, {f('max_k p(k)')}. A bar that ends at its black "
+    yield ("reliability", "Calibration", lambda: plots.png(plots.reliability, bins),
+           f"The test images in {metrics.BINS} bins of confidence, {f('max_k p(k)')}. A bar that ends at its black "
            "mark is calibrated: of the answers given with 70&nbsp;% confidence 70&nbsp;% are right; a mark above the "
            f"bar is overconfidence. {f('ECE = Σ_b (n_b/N) |accuracy_b − confidence_b|')}, 0 at best. Below: where the "
-           f"images are; a bin with less than {100 * pictures.RARE:g}&nbsp;% of them is pale above.")
+           f"images are; a bin with less than {100 * plots.RARE:g}&nbsp;% of them is pale above.")
 
 
 def class_mean_logits(net: Measured) -> Tensor:
     """(C, C), a class a row."""
     logits = net.predictions.logits
-    return analysis.class_means(logits, net.predictions.labels, logits.shape[1])
+    return metrics.class_means(logits, net.predictions.labels, logits.shape[1])
 
 
 def curves_caption(runs) -> str:
@@ -237,14 +238,14 @@ def tsne_classes(data: Data, layout) -> list[int]:
 def tsne_picture(nets: list[Measured], data: Data, layout) -> bytes:
     from sklearn.manifold import TSNE
 
-    from helper import pictures
+    from scripts.analysis import plots
     chosen, labels = tsne_classes(data, layout), nets[0].predictions.labels
     index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in chosen])
     place = {c: k for k, c in enumerate(chosen)}
     points = [TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3)).fit_transform(
         net.predictions.pooled[index].numpy()) for net in nets]
     names = [layout.names[layout.order.index(c)] for c in chosen]
-    return pictures.png(pictures.tsne, [(net.look, p) for net, p in zip(nets, points, strict=True)],
+    return plots.png(plots.tsne, [(net.look, p) for net, p in zip(nets, points, strict=True)],
                         np.array([place[c] for c in labels[index].tolist()]), names)
 
 
@@ -267,14 +268,14 @@ def report_of(nets: dict[str, Measured], data: Data, pictures: dict) -> str:
         means = class_mean_logits(teacher)
         head.append("to m, nats")
         for row, net in zip(rows, nets.values(), strict=True):
-            distance = analysis.ikd_distance(net.predictions.logits, net.predictions.labels, means)
-            row.append(f"{analysis.mean(distance):.4f}")
-    parts = [f"<h1>{escape(title)}</h1>", facts(nets, data), page.table(head, rows),
+            distance = metrics.ikd_distance(net.predictions.logits, net.predictions.labels, means)
+            row.append(f"{metrics.mean(distance):.4f}")
+    parts = [f"<h1>{escape(title)}</h1>", facts(nets, data), pages.table(head, rows),
              "<p>" + in_short(nets, len(data.classes)) + "</p>"]
     for name, (heading, image, caption) in pictures.items():
-        parts += [f"<h2>{escape(heading)}</h2>", page.figure(image, f"{heading} ({name}.png)", caption)]
+        parts += [f"<h2>{escape(heading)}</h2>", pages.figure(image, f"{heading} ({name}.png)", caption)]
     parts += ["<h2>Every class</h2>", class_table(nets, data)]
-    return page.page(title, parts)
+    return pages.page(title, parts)
 
 
 def facts(nets, data) -> str:
@@ -286,7 +287,7 @@ def facts(nets, data) -> str:
 
 def in_short(nets: dict[str, Measured], classes: int) -> str:
     """What the table's last columns are, and how the spread changed, in a few sentences of HTML."""
-    from helper.page import formula as f
+    from scripts.pages import formula as f
     student, base = nets["student"], nets.get("against") or nets.get("teacher")
     text = (f"Spread and {f('D')} say how far the predictions for images of one class lie apart: means over the "
             "classes of what is defined below. ")
@@ -304,16 +305,16 @@ def in_short(nets: dict[str, Measured], classes: int) -> str:
 
 def class_table(nets: dict[str, Measured], data: Data) -> str:
     """Every class with each net's accuracy and consistency."""
-    from helper.pictures import layout_of
+    from scripts.analysis.plots import layout_of
     names = [data.classes] + ([data.superclasses] if data.superclasses else [])
     head, columns = ["class", "superclass"][: len(names)], []
     for net in nets.values():
         head += ["top-1, %", "spread", "D, nats"]
-        columns += [(analysis.class_accuracy(net.predictions.logits, net.predictions.labels), ".1f"),
+        columns += [(metrics.class_accuracy(net.predictions.logits, net.predictions.labels), ".1f"),
                     (net.spread, ".4f"), (net.kl, ".4f")]
     rows = [[*(column[c].replace("_", " ") for column in names), *(f"{column[c]:{form}}" for column, form in columns)]
             for c in layout_of(data.classes, data.superclasses).order]
-    return page.table(head, rows, len(names), tuple((net.look.label, 3) for net in nets.values()))
+    return pages.table(head, rows, len(names), tuple((net.look.label, 3) for net in nets.values()))
 
 
 if __name__ == "__main__":

@@ -32,15 +32,14 @@ from dataset.views import views_of
 from distiller_zoo import METHODS, Setup
 from helper.cli import student_options
 from helper.cuda_graph import CapturedSteps, side_stream
-from helper.flags import positive_int
 from helper.loop import LiveTeacher, Phase, lessons, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
-from helper.precision import Precision
-from helper.teacher_cache import CachedTeacher
-from helper.teacher_plan import batches_ahead
-from helper.trials import share
+from helper.teacher.cache import CachedTeacher
+from helper.teacher.plan import batches_ahead
+from helper.util.arguments import positive_int
 from models import model_dict
+from models.precision import Precision
 
 IMAGES = 1000
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -245,30 +244,6 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
     return {v.name: (statistics.median(turns[v.name]), turns[v.name, "peak"]) for v in variants}
 
 
-def trial_seconds(variant, a, count, threads) -> float:
-    """Seconds a step of one trial, of `count` trials that run at once in processes of so many threads each: the
-    median over turns of the time until all have made their steps, over the steps of all."""
-    context = multiprocessing.get_context("spawn")
-    team = []
-    for _ in range(count):
-        pipe, end = context.Pipe()
-        team.append((pipe, context.Process(target=worker, args=(end, variant, a, threads))))
-        team[-1][1].start()
-    turns = []
-    for turn in range(-1, a.turns):
-        steps = a.steps if turn >= 0 else IMAGES // a.batch_size + 3
-        started = time.perf_counter()
-        for pipe, _ in team:
-            pipe.send(steps)
-        for pipe, _ in team:
-            pipe.recv()
-        turns.append((time.perf_counter() - started) / (steps * count))
-    for pipe, process in team:
-        pipe.send(None)
-        process.join()
-    return statistics.median(turns[1:])
-
-
 def rate_of(device, dtype) -> float:
     """FLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
@@ -336,24 +311,6 @@ def growth(a) -> str:
         case = argparse.Namespace(**vars(a) | {"classes": classes, "batch_size": batch_size})
         ((seconds, _),) = compare([CACHED], case).values()
         rows.append(f"| {classes} | {batch_size} | {1000 * seconds:.1f} | {batch_size / seconds:,.0f} |")
-    return "\n".join(rows) + "\n"
-
-
-def trials_table(a) -> str:
-    """What a trial's step costs when several trials run at once as `--trials` runs them, and as it does not."""
-    rows = ["| trials | how | ms a trial's step | ratio |", "| ---: | --- | ---: | ---: |"]
-    threads, fast, base = torch.get_num_threads(), VARIANTS[-1], None
-    for count in (1, 2, 4, 8):
-        at_once, each = share(count, a.device)
-        if at_once < count:
-            rows.append(f"| {count} | {at_once} at a time, as above | | |")
-            continue
-        # All threads in each process too: that would give the bits of a lone run of all threads.
-        for of_each in sorted({each, threads}):
-            seconds = trial_seconds(fast, a, count, of_each)
-            base = base or seconds
-            rows.append(f"| {count} | {count} process{'es' * (count > 1)} × {of_each} thread{'s' * (of_each > 1)} | "
-                        f"{1000 * seconds:.1f} | {base / seconds:.2f} |")
     return "\n".join(rows) + "\n"
 
 
@@ -425,7 +382,6 @@ def main():
     text = (f"`{command}` on {machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
             f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n{table(results, a, device)}\n"
             f"How a cached float32 step grows:\n\n{growth(a)}\n"
-            f"Trials at once (`--trials`), cached teacher, channels_last, bf16:\n\n{trials_table(a)}\n"
             f"Whole runs in float32, computed from the first table:\n\n{epochs_table(results, a)}\n"
             f"Where the time goes, before and after:\n\n{profile(a, device)}")
     print(text)

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from dataset import Data, EvalImages
-from helper import analysis, cost
 from helper.cli import Parser
-from helper.errors import UsageError, guarded
-from helper.files import write_json
-from helper.subject import Predictions, Subject, add_flags, open_subject, predict, say
+from helper.util.errors import UsageError, guarded
+from helper.util.files import write_json
+from scripts.analysis import cost, metrics
+from scripts.analysis.checkpoint import Predictions, Subject, add_flags, open_subject, predict, say
 
 
 def main():
@@ -52,27 +52,27 @@ def options_of(argv):
 
 def measure(subject: Subject, data: Data, p: Predictions) -> dict:
     """Everything that the predictions say, as plain data; a figure that no image decides is None."""
-    total, classes = analysis.summary(p.logits, p.labels), len(data.classes)
+    total, classes = metrics.summary(p.logits, p.labels), len(data.classes)
     found = {
         "checkpoint": subject.path, "model": subject.net.name, "dataset": data.name, "classes": classes,
         "images": total.images, "top1": total.top1, "top5": total.top5, "nll": total.nll,
-        "ece": total.ece, "ece_bins": analysis.BINS,
+        "ece": total.ece, "ece_bins": metrics.BINS,
         "consistency": {"spread": total.spread, "kl": total.kl, "ikd": total.ikd},
         "stated_in_the_file": {"epoch": subject.checkpoint.epoch, "accuracy": subject.checkpoint.accuracy},
     }
     columns = {
-        "images": analysis.class_counts(p.labels, classes).long(),
-        "top1": analysis.class_accuracy(p.logits, p.labels),
-        "spread": analysis.within_class_spread(p.logits, p.labels),
-        "kl": analysis.within_class_kl(p.logits, p.labels),
-        "ikd": analysis.own_ikd_distance(p.logits, p.labels),
+        "images": metrics.class_counts(p.labels, classes).long(),
+        "top1": metrics.class_accuracy(p.logits, p.labels),
+        "spread": metrics.within_class_spread(p.logits, p.labels),
+        "kl": metrics.within_class_kl(p.logits, p.labels),
+        "ikd": metrics.own_ikd_distance(p.logits, p.labels),
     }
     names = {"class": data.classes} | ({"superclass": data.superclasses} if data.superclasses else {})
     found["per_class"] = rows(names, columns)
     if data.superclasses:
-        superclasses, of = analysis.numbered(data.superclasses)
-        exact, within = analysis.superclass_accuracy(p.logits, p.labels, of)
-        images = analysis.class_counts(of[p.labels], len(superclasses)).long()
+        superclasses, of = metrics.numbered(data.superclasses)
+        exact, within = metrics.superclass_accuracy(p.logits, p.labels, of)
+        images = metrics.class_counts(of[p.labels], len(superclasses)).long()
         found["per_superclass"] = rows({"superclass": superclasses}, {
             "images": images, "top1": exact, "within": within})
     return found

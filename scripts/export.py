@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from dataset import Data, EvalImages
-from helper import analysis, cost
 from helper.cli import Parser
-from helper.errors import RunError, UsageError, guarded
-from helper.files import write_bytes
-from helper.run import FREE
-from helper.subject import Subject, add_flags, need, open_subject, predict, say
+from helper.record.run import FREE
+from helper.util.errors import RunError, UsageError, guarded
+from helper.util.files import write_bytes
+from scripts.analysis import cost, metrics
+from scripts.analysis.checkpoint import Subject, add_flags, need, open_subject, predict, say
 
 ATOL, RTOL = 1e-4, 1e-4
 CHECKED = 512
@@ -107,7 +107,7 @@ def check_onnx(exported: bytes, net: nn.Module, images: Tensor) -> float:
 
 def card(subject: Subject, data: Data, predictions, files: dict[str, bytes], difference: float, checked: int) -> str:
     """The README.md of an export."""
-    net, test = subject.net, analysis.summary(predictions.logits, predictions.labels)
+    net, test = subject.net, metrics.summary(predictions.logits, predictions.labels)
     channels, height, width = data.test.images.shape[1:]
     weights, model = files
     flops = cost.flops(net, torch.zeros(1, channels, height, width))
@@ -133,7 +133,7 @@ On the {test.images:,} test images of {data.name}, {time.strftime("%Y-%m-%d")}, 
 
     {shlex.join(["python", *sys.argv])}
 
-| top-1 | top-5 | NLL | ECE ({analysis.BINS} bins) |
+| top-1 | top-5 | NLL | ECE ({metrics.BINS} bins) |
 | ---: | ---: | ---: | ---: |
 | {test.top1:.2f} | {test.top5:.2f} | {test.nll:.4f} | {test.ece:.4f} |
 

@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A script's own folder is on the path, the repository's root is not.
 sys.path.insert(0, str(ROOT))
 
-from helper.flags import nonnegative_float, positive_float, positive_int
-from helper.progress import clock
+from helper.util.arguments import nonnegative_float, positive_float, positive_int
+from helper.util.progress import clock
 
 TEACHERS = ("wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50")
 FILE = "ckpt_epoch_240.pth"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.recipes import SCHEDULES, SOURCES, WEIGHTS
+from helper.record.recipes import SCHEDULES, SOURCES, WEIGHTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- made by scripts/recipes_table.py -->\n", "<!-- end -->\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from helper.cli import Parser
-from helper.errors import UsageError, guarded
-from helper.report import FILES, write_report
+from helper.util.errors import UsageError, guarded
+from scripts.tables.report import FILES, write_report
 
 RUN = ("name", "pair", "method", "variant", "trial")
 

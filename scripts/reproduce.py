@@ -21,16 +21,16 @@ import torch
 import dataset
 from dataset import LOADERS
 from distiller_zoo import METHODS
-from helper import published
 from helper.cli import Parser
-from helper.cluster import Slurm
-from helper.errors import RunError, UsageError, guarded
-from helper.files import write_json
-from helper.flags import nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
-from helper.report import write_report
-from helper.runner import Display, Local, Logs, Stop, run_jobs, slots
-from helper.table import Table, pair_of, plan, reserved
+from helper.record import published
+from helper.util.arguments import nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
+from helper.util.errors import RunError, UsageError, guarded
+from helper.util.files import write_json
 from models import load_model
+from scripts.tables.plan import Table, pair_of, plan, reserved
+from scripts.tables.report import write_report
+from scripts.tables.runner import Display, Local, Logs, Stop, run_jobs, slots
+from scripts.tables.slurm import Slurm
 
 FETCH = "scripts/fetch_pretrained_teachers.py"
 

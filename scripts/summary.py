@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.records import read_records
+from helper.record.records import read_records
 
 
 def main():

@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 
-from tests import scripts
+from tests.support import scripts
 
-# As in helper/run.py: the first test of a process that imports protobuf decides for all.
+# As in helper/record/run.py: the first test of a process that imports protobuf decides for all.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 
 

@@ -1,4 +1,4 @@
-"""Reading the folders of students' runs: the one reader of what helper/run.py writes."""
+"""Reading the folders of students' runs: the one reader of what helper/record/run.py writes."""
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distiller_zoo import METHODS, Method
 from helper.cli import flags_of
-from helper.run import FREE
+from helper.record.run import FREE
 
 # No part of a row's identity: what does not touch the result, the trial, what the pair says (model_s), and what
 # the identity has in a resolved form (fast, teacher_cache, path_t).

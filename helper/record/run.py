@@ -15,12 +15,12 @@ from argparse import Namespace
 import torch
 
 from dataset import Data
-from helper import processes
-from helper.errors import Interrupted, UsageError
-from helper.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
-from helper.precision import Precision
-from helper.progress import clock
+from helper.util import distributed
+from helper.util.errors import Interrupted, UsageError
+from helper.util.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
+from helper.util.progress import clock
 from models import Classifier
+from models.precision import Precision
 
 # A restart may change these: they do not touch the result.
 FREE = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir", "overwrite", "resume"}
@@ -177,7 +177,7 @@ class Run:
 
         together: all processes ask at once, and stop at once, whichever of them the signal has reached
         """
-        signum = processes.highest(self.stop_signal or 0) if together else self.stop_signal
+        signum = distributed.highest(self.stop_signal or 0) if together else self.stop_signal
         if signum:
             self._write_state()
             raise Interrupted(signum)
@@ -285,7 +285,7 @@ def open_run(options: Namespace, folders: tuple[str, str], name: str, net: Class
         own.append(Run(options, folders, name, net, data))
         return own[0].result, own[0].held, own[0].earlier
 
-    told = processes.of_first(held)
+    told = distributed.of_first(held)
     return own[0] if own else Follower(options, told)
 
 
@@ -306,16 +306,16 @@ def _describe(device):
 
 
 def _others(o):
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return ""
     norm = "over all of it" if o.sync_bn else "by process"
-    return (f", in each of {processes.count()} processes, which share a batch: "
-            f"{o.batch_size // processes.count()} images each, batch norm {norm}")
+    return (f", in each of {distributed.count()} processes, which share a batch: "
+            f"{o.batch_size // distributed.count()} images each, batch norm {norm}")
 
 
 def _commit():
     """The repository's commit, with '+' if files differ from it; None outside git."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     try:
         run = subprocess.run(["git", "-C", here, "describe", "--always", "--abbrev=40", "--dirty=+"],
                              capture_output=True, text=True, timeout=10)

@@ -41,9 +41,9 @@ from torch import Tensor
 
 from dataset import Batch, Data, TrainViews
 from dataset.views import PADDING, views_of
-from helper.errors import RunError, UsageError
-from helper.files import write_bytes, write_json
-from helper.progress import Counter
+from helper.util.errors import RunError, UsageError
+from helper.util.files import write_bytes, write_json
+from helper.util.progress import Counter
 from models import Classifier, Outputs
 
 FIELDS = ("logits", "pooled")

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from dataset import Batch, Data, EvalImages, TrainViews
-from helper import processes
-from helper.errors import UsageError
-from helper.fields import tensors
-from helper.files import write_json
 from helper.loop import FLOAT32, Evaluation, LiveTeacher, evaluate
-from helper.precision import Precision
-from helper.teacher_cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
+from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
+from helper.util import distributed
+from helper.util.errors import UsageError
+from helper.util.files import write_json
+from helper.util.nested import tensors
 from models import Classifier, Outputs
+from models.precision import Precision
 
 # Views in a batch of the build on a GPU: enough to fill it. On the CPU larger batches than a run's gain nothing.
 CUDA_BATCH = 4096
@@ -163,7 +163,7 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
         if reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
-        source, reason = processes.of_first(lambda: decide(_situation(options, cache, reads, device, run)))
+        source, reason = distributed.of_first(lambda: decide(_situation(options, cache, reads, device, run)))
         stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
         facts = {"cache": reason + stored}
     if options.ikd_means == "all" and source == "live":
@@ -198,10 +198,10 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
             raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
         write_json(path, accuracy._asdict())
 
-    accuracy = processes.of_first(held)
+    accuracy = distributed.of_first(held)
     if accuracy is None:
         accuracy = evaluate(teacher, test, precision)
-        processes.of_first(keep)
+        distributed.of_first(keep)
     return accuracy
 
 

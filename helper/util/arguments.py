@@ -48,11 +48,3 @@ def trial_name(text: str) -> str:
     if not text or text in (".", "..") or any(c in "/\\\0" or not c.isprintable() for c in text) or len(text) > 80:
         raise argparse.ArgumentTypeError(f"'{text}' cannot end a folder's name: use letters and digits, such as 1")
     return text
-
-
-def trial_list(text: str) -> list[str]:
-    """'1,2,3' -> ['1', '2', '3'], each a trial's name, none twice."""
-    names = [trial_name(part) for part in text.split(",")]
-    if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"'{text}' names a trial twice")
-    return names

@@ -4,7 +4,7 @@ import sys
 
 from dataset import DataError
 from distiller_zoo import MethodError
-from helper import processes
+from helper.util import distributed
 from models import CheckpointError, ModelError
 
 
@@ -28,13 +28,13 @@ def guarded(main) -> None:
     """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
     try:
         main()
-        processes.leave()
+        distributed.leave()
     except (UsageError, DataError, MethodError, ModelError, CheckpointError) as error:
         _leave(2, error, alike=not isinstance(error, DataError))
     except RunError as error:
         _leave(1, error)
     except RuntimeError as error:
-        if processes.count() == 1 or "onnection" not in str(error):
+        if distributed.count() == 1 or "onnection" not in str(error):
             raise
         _leave(1, "another process of this run has ended, see what it says")
     except OSError as error:
@@ -51,7 +51,7 @@ def guarded(main) -> None:
 def _leave(code, message, alike=False):
     sys.stdout.flush()
     # Of what is so for all processes of a machine alike, one speaks.
-    if processes.local_rank() == 0 or not alike:
-        number = f"process {processes.rank()}: " if processes.rank() > 0 else ""
+    if distributed.local_rank() == 0 or not alike:
+        number = f"process {distributed.rank()}: " if distributed.rank() > 0 else ""
         print(f"error: {number}{' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

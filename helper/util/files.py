@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from helper.errors import UsageError
+from helper.util.errors import UsageError
 
 PARTIAL = ".partial"
 

@@ -13,10 +13,10 @@ from torch import Tensor
 import dataset
 from dataset import Data, EvalImages
 from helper.cli import device_of
-from helper.errors import RunError, UsageError
-from helper.flags import positive_int
 from helper.loop import FLOAT32
-from helper.progress import clock
+from helper.util.arguments import positive_int
+from helper.util.errors import RunError, UsageError
+from helper.util.progress import clock
 from models import Checkpoint, Classifier, load_model
 
 

@@ -1,7 +1,7 @@
 """What the published class means of IKD do in a long tail, against the right ones, with a real teacher.
 
-python scripts/class_means_finding.py --path_t TEACHER                # CIFAR-100-LT, one epoch's views
-python scripts/class_means_finding.py --path_t TEACHER --epochs 6     # and short trainings of a student
+python scripts/experiments/class_means_finding.py --path_t TEACHER                # CIFAR-100-LT, one epoch's views
+python scripts/experiments/class_means_finding.py --path_t TEACHER --epochs 6     # and short trainings of a student
 
 The published code divides the columns of the sums by the counts (sums / counts), where their rows are meant
 (sums / counts[:, None]). In class c's mean its logit of class k is so multiplied by n_c / n_k: one where the
@@ -10,7 +10,7 @@ counts are equal, as in CIFAR-100; from 0.01 to 100 in CIFAR-100-LT.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
@@ -20,13 +20,13 @@ from distiller_zoo import METHODS, Setup
 from distiller_zoo.ikd import IKD, IKDLoss
 from helper import cli
 from helper.by_class import FEW, MANY, class_accuracies, shots
-from helper.errors import UsageError, guarded
-from helper.flags import nonnegative_int, up_to_one
 from helper.loop import LOGITS, LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
-from helper.progress import Counter
 from helper.schedule import rates
+from helper.util.arguments import nonnegative_int, up_to_one
+from helper.util.errors import UsageError, guarded
+from helper.util.progress import Counter
 from models import load_model, model_dict
 
 TEMPERATURE = 2.0

@@ -1,6 +1,6 @@
 """Measure the memory and time of CRD's loss at its published setting, on the CPU.
 
-python scripts/measure_crd.py
+python scripts/experiments/measure_crd.py
 
 Each variant runs in a process of its own: 5 steps of loss and backward with 64 images, 16,384 negatives
 each, 50,000 samples, embeddings of 128 from vectors of 256. Printed is the growth of the process's
@@ -13,7 +13,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helper import published
 from helper.cli import student_options
-from helper.records import Record
-from helper.table import remarks
+from helper.record import published
+from helper.record.records import Record
+from scripts.tables.plan import remarks
 
 # What makes a method: told row by row. Rows that differ in nothing else but where the teacher's outputs come from
 # are compared with each other.

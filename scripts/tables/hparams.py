@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from helper.files import write_bytes
-from helper.tabulate import Row, name_in
+from helper.util.files import write_bytes
+from scripts.tables.aggregate import Row, name_in
 
 # Sorts before the files of scalars, so that TensorBoard reads both.
 FILE = "events.out.tfevents.0.hparams"

@@ -12,13 +12,14 @@ from pathlib import Path
 import train_student
 import train_teacher
 from distiller_zoo import METHODS
-from helper import cli, published
-from helper.errors import UsageError
-from helper.records import has_stage, label
-from helper.run import FREE
+from helper import cli
+from helper.record import published
+from helper.record.records import has_stage, label
+from helper.record.run import FREE
+from helper.util.errors import UsageError
 from models import load_model, model_dict
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Flags that a table sets itself, and where to say instead what they say.
 RESERVED = {
     "--path_t": "--teachers", "--model_s": "--pairs", "--model": "--pairs", "--distill": "--methods",

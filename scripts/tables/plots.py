@@ -2,7 +2,7 @@
 import io
 import statistics
 
-from helper.tabulate import Row, name_in
+from scripts.tables.aggregate import Row, name_in
 
 
 def available() -> bool:

@@ -7,12 +7,13 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from helper import curves, published
-from helper.errors import UsageError
-from helper.files import write_bytes, write_json
-from helper.hparams import write_hparams
-from helper.records import read_records
-from helper.tabulate import LEVEL, RESAMPLES, SEED, Row, rows_of, table
+from helper.record import published
+from helper.record.records import read_records
+from helper.util.errors import UsageError
+from helper.util.files import write_bytes, write_json
+from scripts.tables import plots
+from scripts.tables.aggregate import LEVEL, RESAMPLES, SEED, Row, rows_of, table
+from scripts.tables.hparams import write_hparams
 
 TO_READ = {"gamma": "r", "alpha": "a", "beta": "b", "lr_decay_epochs": "decay after",
            "lr_decay_rate": "decay to", "learning_rate": "rate", "batch_size": "batch", "warm_up": "warm-up",
@@ -58,7 +59,7 @@ def write_report(save_dir: str, out: str, asked: dict | None, with_significance:
             write_bytes(os.path.join(out, name), text.encode())
     if hparams:
         write_hparams(rows)
-    if not curves.available():
+    if not plots.available():
         faults.append("report.html has no curves: they need matplotlib, pip install -r requirements-extras.txt")
     return faults
 
@@ -68,7 +69,7 @@ def parts_of(content: dict, rows: list[Row]) -> list[Part]:
     parts = [overview(content)] if len(content["pairs"]) > 1 else []
     for block in content["pairs"]:
         own = [row for row in rows if row.pair == block["pair"] and row.records]
-        picture = curves.accuracy_curves(block["pair"], own) if own and curves.available() else ""
+        picture = plots.accuracy_curves(block["pair"], own) if own and plots.available() else ""
         parts.append(pair_part(block, picture))
     if content["significance"] is not None:
         parts.append(significance_part(content["significance"]))

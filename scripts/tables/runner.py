@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from helper.errors import Interrupted
-from helper.progress import clock
-from helper.table import Job
+from helper.util.errors import Interrupted
+from helper.util.progress import clock
+from scripts.tables.plan import Job
 
 
 class Logs:
@@ -183,7 +183,7 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
 
 
 def held(folder: str) -> bool:
-    """Whether another process trains in this run's folder (as helper.files.lock_folder tells)."""
+    """Whether another process trains in this run's folder (as helper.util.files.lock_folder tells)."""
     try:
         with open(os.path.join(folder, ".lock"), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 
-from helper.errors import UsageError
-from helper.files import write_json
-from helper.runner import Logs, Stop
-from helper.table import ROOT, Job
+from helper.util.errors import UsageError
+from helper.util.files import write_json
+from scripts.tables.plan import ROOT, Job
+from scripts.tables.runner import Logs, Stop
 
 
 class Slurm:
@@ -71,7 +71,7 @@ class Slurm:
 
         Raises UsageError with Slurm's own words where it refuses.
         """
-        from helper.slurm_task import SlurmTask
+        from scripts.tables.slurm_task import SlurmTask
         self.jobs |= {job.name: job for job in jobs}
         new = [job for job in jobs if self.ids.get(job.name) not in self.states]
         threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self.cpus)}

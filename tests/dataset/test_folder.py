@@ -16,8 +16,8 @@ import dataset
 from dataset import DataError
 from dataset.folder import MEAN, STD
 from models import model_dict
-from tests import scripts
-from tests.test_resume import assert_same, record
+from tests.end_to_end.test_resume import assert_same, record
+from tests.support import scripts
 
 CPU = torch.device("cpu")
 FINISH = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]

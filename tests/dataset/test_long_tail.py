@@ -12,7 +12,7 @@ from dataset.long_tail import mislabelled, profile, thinned
 from helper.by_class import class_accuracies, shots
 from helper.loop import evaluate
 from models import model_dict
-from tests import scripts
+from tests.support import scripts
 
 CPU = torch.device("cpu")
 
@@ -123,8 +123,8 @@ def test_the_finding_about_class_means_shows_both_formulas(tmp_path):
     torch.manual_seed(0)
     (tmp_path / "resnet8_t").mkdir()
     torch.save(model_dict["resnet8"](num_classes=10).state_dict(), tmp_path / "resnet8_t/teacher.pth")
-    out = scripts.succeed("scripts/class_means_finding.py", "--path_t", tmp_path / "resnet8_t/teacher.pth", "--dataset",
-                          "digits", "--imbalance", 0.05, "--epochs", 1).stdout
+    out = scripts.succeed("scripts/experiments/class_means_finding.py", "--path_t", tmp_path / "resnet8_t/teacher.pth",
+                          "--dataset", "digits", "--imbalance", 0.05, "--epochs", 1).stdout
     assert "all (10)" in out and "few (4)" in out and out.count("epoch 1  KD") == 3
     assert "without class 9, right: 0 of the other 9 means are not finite" in out
     assert "without class 9, published: 9 of the other 9 means are not finite" in out

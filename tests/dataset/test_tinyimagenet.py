@@ -14,7 +14,7 @@ from PIL import Image
 import dataset
 from dataset import DataError, tinyimagenet
 from models import model_dict
-from tests import scripts
+from tests.support import scripts
 
 # Not in alphabetical order, as in the real wnids.txt.
 WNIDS = ("n03", "n01", "n02")

@@ -2,7 +2,7 @@
 import shutil
 import textwrap
 
-from tests import scripts
+from tests.support import scripts
 
 
 def test_the_readmes_method_works_from_the_command_line(digits_teacher, tmp_path):

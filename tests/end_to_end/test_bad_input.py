@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import model_dict
-from tests import scripts
+from tests.support import scripts
 
 OTHER_METHODS_FLAG = "flags of --distill {}: "
 

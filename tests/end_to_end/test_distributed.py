@@ -12,9 +12,9 @@ import dataset
 import train_student
 from distiller_zoo import METHODS
 from helper.cli import student_options
-from helper.streams import stream
+from helper.util.seeding import stream
 from models import Outputs, build, load_model
-from tests import scripts
+from tests.support import scripts
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(scripts.ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
 # 382 images: the last batch has 6, of which four processes get 2, 2, 1 and 1.
@@ -36,7 +36,7 @@ def run(processes, script, *flags):
 
 
 def train_all(processes, save_dir, teacher, methods):
-    done = run(processes, "tests/every_method.py", save_dir, teacher, " ".join(FLAGS), ",".join(methods))
+    done = run(processes, "tests/support/every_method.py", save_dir, teacher, " ".join(FLAGS), ",".join(methods))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -125,8 +125,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
 
 def test_what_cannot_be_shared_is_refused_once(tmp_path, digits_teacher):
     for flags, message in ((["--batch_size", "33"], "--batch_size 33 cannot be shared equally by 2 processes"),
-                           (["--batch_size", "218", "--imbalance", "0.03"], "has 1 of the 437 images"),
-                           (["--trials", "1,2"], "--trials starts processes of its own")):
+                           (["--batch_size", "218", "--imbalance", "0.03"], "has 1 of the 437 images")):
         refused = run(2, "train_student.py", *FLAGS, "--path_t", digits_teacher, "--save_dir", tmp_path, *flags)
         assert refused.returncode != 0 and not os.listdir(tmp_path)
         lines = [line for line in refused.stderr.splitlines() if line.startswith("error:")]

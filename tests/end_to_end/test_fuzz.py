@@ -1,6 +1,6 @@
 """No command line and no file brings either script to a traceback.
 
-FUZZ_SECONDS=60 python -m pytest tests/test_fuzz.py    # longer than the suite's few seconds
+FUZZ_SECONDS=60 python -m pytest tests/end_to_end/test_fuzz.py    # longer than the suite's few seconds
 """
 import os
 import time
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distiller_zoo import METHODS, MethodError
 from helper import cli
-from helper.errors import UsageError
+from helper.util.errors import UsageError
 from models import CheckpointError, load_model, model_dict
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 5))

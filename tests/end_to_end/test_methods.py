@@ -12,7 +12,7 @@ from helper import cli
 from helper.loop import LiveTeacher
 from helper.objective import Objective, student_objective
 from models import model_dict
-from tests import scripts
+from tests.support import scripts
 
 CLASSES, SAMPLES = 10, 60
 # What each method trains beside the student, by the first part of its parameters' names.

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import train_student
-from helper.files import write_json, write_torch
-from helper.published import TEACHERS, teacher_warning
+from helper.record.published import TEACHERS, teacher_warning
+from helper.util.files import write_json, write_torch
 from models import model_dict
-from tests import scripts
+from tests.support import scripts
 
 WRITER = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from helper.files import write_torch
+from helper.util.files import write_torch
 number = 0
 while True:
     number += 1

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests import scripts
+from tests.support import scripts
 
 # --imbalance leaves 40% of the images.
 FAST = ("--dataset", "digits", "--imbalance", 0.1, "--model_s", "resnet8", "--epochs", 4, "--warm_up", 2,

@@ -11,12 +11,12 @@ from distiller_zoo import METHODS, Setup
 from helper import cli
 from helper.loop import FLOAT32, LiveTeacher, Phase, fit, sgd
 from helper.objective import student_objective
-from helper.run import Run
+from helper.record.run import Run
 from helper.schedule import rates
 from models import model_dict
 from tests.golden import recipe
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "trajectories.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trajectories.json").read_text())
 
 
 class RecipeBatches:

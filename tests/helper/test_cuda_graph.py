@@ -13,13 +13,13 @@ from distiller_zoo import METHODS, Setup, Term
 from helper import cuda_graph
 from helper.cli import student_options
 from helper.cuda_graph import CapturedSteps, is_captured
-from helper.errors import UsageError
-from helper.fields import tensors
 from helper.loop import LiveTeacher, Phase, lessons, set_rate, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
+from helper.util.errors import UsageError
+from helper.util.nested import tensors
 from models import model_dict
-from tests.test_resume import assert_same
+from tests.end_to_end.test_resume import assert_same
 
 CPU = torch.device("cpu")
 BATCHES, BATCH, LAST = 3, 4, 3

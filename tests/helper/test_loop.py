@@ -10,13 +10,13 @@ import torch.nn.functional as F
 import dataset
 from distiller_zoo import Term
 from helper.cli import student_options
-from helper.errors import RunError
 from helper.loop import FLOAT32, LiveTeacher, Phase, evaluate, fit, sgd
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
-from helper.run import Run
+from helper.record.run import Run
 from helper.schedule import lr_at, rates
-from helper.streams import stream
+from helper.util.errors import RunError
+from helper.util.seeding import stream
 from models import model_dict
 
 DECAY = [150, 180, 210]

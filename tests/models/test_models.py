@@ -14,7 +14,7 @@ from models.resnet import ResNet
 from models.wrn import WideResNet
 from tests.golden.recipe import fill, model_input
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = json.loads((GOLDEN / "models.json").read_text())
 NUMBERS = dict(np.load(GOLDEN / "models.npz"))
 WITH_NUMBERS = sorted({key.split("/")[0] for key in NUMBERS})

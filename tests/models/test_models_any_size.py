@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from models import build, load_model
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "models.json").read_text())
 # Of a family the shallow ones: sizes do not depend on depth.
 SHALLOW = [name for name in GOLDEN if len(GOLDEN[name]["state_dict"]) < 200]
 

@@ -8,9 +8,9 @@ from dataset import Batch
 from helper.loop import FLOAT32, LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
-from helper.precision import Precision
 from models import Outputs, model_dict
-from tests import scripts
+from models.precision import Precision
+from tests.support import scripts
 
 BF16 = Precision(bf16=True)
 LAST = Precision(channels_last=True)
@@ -45,7 +45,7 @@ def test_outputs_are_the_nets_own_in_float32_and_only_those_asked_for():
     torch.testing.assert_close(low.logits, out.logits, rtol=0.05, atol=0.05)
 
 
-# Compiling takes a minute of a core: TEST_COMPILE=1 python -m pytest tests/test_precision.py
+# Compiling takes a minute of a core: TEST_COMPILE=1 python -m pytest tests/models/test_precision.py
 COMPILED = pytest.param(Precision(compiled=True), 1e-4, marks=pytest.mark.skipif(
     "TEST_COMPILE" not in os.environ, reason="set TEST_COMPILE=1 to test --compile, which takes a minute"))
 
@@ -66,7 +66,7 @@ def test_a_short_run_stays_close_to_the_plain_one(precision, tolerance):
 @pytest.mark.parametrize("units", [True, False])
 def test_fast_sets_what_was_measured_best_on_this_device(units, monkeypatch):
     from helper.cli import student_options
-    from helper.precision import precision_of
+    from models.precision import precision_of
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     options = student_options(["--path_t", "t", "--fast"])

@@ -16,7 +16,7 @@ import torchvision
 from distiller_zoo import METHODS, MethodError, Setup
 from models import CheckpointError, ModelError, build, check_name, load_model
 from models._wrapped import Wrapped
-from tests import scripts
+from tests.support import scripts
 
 SMALL = "torchvision:shufflenet_v2_x0_5"
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import dataset
-from helper import cost
-from helper.analysis import numbered
-from helper.subject import read_record
 from models import load_model, model_dict
+from scripts.analysis import cost
+from scripts.analysis.checkpoint import read_record
+from scripts.analysis.metrics import numbered
 from scripts.evaluate import columns_of, measure, rows
-from tests import scripts
+from tests.support import scripts
 
 QUICK = ("--batch_size", 16)  # the latency of a batch is timed as well
 
@@ -80,8 +80,8 @@ def test_superclasses_are_those_of_the_data(cifar_server, tmp_path):
 
 
 def read_subject(name):
-    from helper.subject import Subject
     from models import Checkpoint
+    from scripts.analysis.checkpoint import Subject
     return Subject("x.pth", model_dict[name](num_classes=100), Checkpoint({}), read_record("nowhere"))
 
 

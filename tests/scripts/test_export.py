@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import dataset
-from helper.errors import RunError, UsageError
-from helper.subject import need
+from helper.util.errors import RunError, UsageError
 from models import load_model, model_dict
+from scripts.analysis.checkpoint import need
 from scripts.export import ATOL, RTOL, check_onnx
-from tests import scripts
+from tests.support import scripts
 
 
 @pytest.fixture(scope="module")

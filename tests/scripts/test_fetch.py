@@ -21,7 +21,7 @@ import torch
 
 from models import load_model, model_dict
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "fetch_pretrained_teachers.py"
 ARCHIVE = "/mirror/cifar_teachers.tar"
 FILE = "ckpt_epoch_240.pth"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import load_model
-from tests import scripts
+from tests.support import scripts
 
 FAST = ("--dataset", "digits", "--epochs", 2, "--warm_up", 0, "--batch_size", 128)
 

@@ -10,7 +10,7 @@ import pytest
 
 from distiller_zoo import METHODS
 from helper.cli import student_options, teacher_options
-from tests import scripts
+from tests.support import scripts
 
 SHELL = sorted((scripts.ROOT / "scripts").glob("*.sh"))
 

@@ -1,6 +1,6 @@
 """Trains a student by each of several methods, one after the other, in this process or in those of torchrun.
 
-python tests/every_method.py SAVE_DIR TEACHER FLAGS METHOD,METHOD...
+python tests/support/every_method.py SAVE_DIR TEACHER FLAGS METHOD,METHOD...
 """
 import shlex
 import sys
@@ -8,19 +8,19 @@ import sys
 import torch
 
 import train_student
-from helper import processes
+from helper.util import distributed
 
 
 def check_shares():
     """Every sample is exactly one process's: of the test images, and of each batch of a plan."""
     for samples in (3, 7, 355):
         seen = torch.zeros(samples)
-        seen[processes.own_slice(samples)] += 1
-        assert processes.summed(seen).eq(1).all(), samples
+        seen[distributed.own_slice(samples)] += 1
+        assert distributed.summed(seen).eq(1).all(), samples
         plan = torch.arange(samples), torch.arange(samples)
-        own, view = processes.share(plan, 8)
-        assert processes.summed(torch.bincount(own, minlength=samples)).eq(1).all() and own.equal(view), samples
-        assert (len(own[own < 8]) - min(8, samples) / processes.count()) < 1, samples
+        own, view = distributed.share(plan, 8)
+        assert distributed.summed(torch.bincount(own, minlength=samples)).eq(1).all() and own.equal(view), samples
+        assert (len(own[own < 8]) - min(8, samples) / distributed.count()) < 1, samples
 
 
 if __name__ == "__main__":
@@ -30,4 +30,4 @@ if __name__ == "__main__":
                     *shlex.split(flags)]
         train_student.main()
     check_shares()
-    processes.leave()
+    distributed.leave()

@@ -1,6 +1,6 @@
 """A Slurm of this machine alone: controller, node and munge in a folder, for tests and for trying things.
 
-python tests/local_slurm.py DIR     # starts it, prints how to use it, and stops it at Ctrl-C
+python tests/support/local_slurm.py DIR     # starts it, prints how to use it, and stops it at Ctrl-C
 
 Needs Debian's slurm-wlm and munge, and root (the node starts jobs for their users).
 """

@@ -9,7 +9,7 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @lru_cache

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from helper import recipes
 from helper.cli import student_options, teacher_options
+from helper.record import recipes
 from models import build
 from scripts.recipes_table import PAGE, page
 

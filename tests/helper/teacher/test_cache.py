@@ -19,15 +19,16 @@ import train_student
 from dataset.views import views_of
 from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import DistillKL
-from helper import teacher_cache, teacher_plan
-from helper.errors import Interrupted, RunError, UsageError
 from helper.loop import FLOAT32, LiveTeacher, evaluate
-from helper.precision import Precision
-from helper.run import Run
-from helper.streams import stream
-from helper.teacher_cache import Cache, CachedTeacher, key_of
-from helper.teacher_plan import HEADROOM, Situation, decide
+from helper.record.run import Run
+from helper.teacher import cache as cache_module
+from helper.teacher import plan as plan_module
+from helper.teacher.cache import Cache, CachedTeacher, key_of
+from helper.teacher.plan import HEADROOM, Situation, decide
+from helper.util.errors import Interrupted, RunError, UsageError
+from helper.util.seeding import stream
 from models import Outputs, model_dict
+from models.precision import Precision
 
 CPU = torch.device("cpu")
 WIDTHS = {"logits": 10, "pooled": 64}
@@ -75,11 +76,11 @@ def count(cache, name="logits"):
 def start_build(root, n, slow=0.0):
     """`build` in a process of its own that pauses `slow` seconds before each batch and records each."""
     code = ("import sys, time, torch; torch.set_num_threads(1)\n"
-            "from helper import teacher_cache; from tests import test_teacher_cache as t\n"
-            "teacher_cache.SAVE_SECONDS, teacher_cache.BLOCK = 0, 2; write = teacher_cache.Cache._write\n"
-            f"teacher_cache.Cache._write = lambda *a: (time.sleep({slow}), write(*a))[1]\n"
+            "from helper.teacher import cache; from tests.helper.teacher import test_cache as t\n"
+            "cache.SAVE_SECONDS, cache.BLOCK = 0, 2; write = cache.Cache._write\n"
+            f"cache.Cache._write = lambda *a: (time.sleep({slow}), write(*a))[1]\n"
             f"t.build({str(root)!r}, {n})\n")
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], text=True,
+    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -182,7 +183,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_two_processes_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "BLOCK", 2)
+    monkeypatch.setattr(cache_module, "BLOCK", 2)
     net, data = make_teacher(), make_data(8)
     cache, views = make_cache(tmp_path / "a", net, data)
     first = start_build(tmp_path / "a", 8, slow=0.1)
@@ -271,8 +272,8 @@ def test_key_follows_everything_that_the_outputs_depend_on():
 
 
 def test_full_disk_is_told_before_the_build(tmp_path, monkeypatch):
-    usage = teacher_cache.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = cache_module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UsageError, match=r"needs 0\.01 MB more .* 0\.00 MB are free: .*--cache_dir"):
         build(tmp_path, 2)
 
@@ -366,10 +367,10 @@ def test_decision(change, source, why):
 def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
     net, data = make_teacher(), make_data(2)
     cache, views = make_cache(tmp_path, net, data)
-    plan = teacher_plan.Plan(net, frozenset({"logits"}), "complete", cache, {}, BATCH)
+    plan = plan_module.Plan(net, frozenset({"logits"}), "complete", cache, {}, BATCH)
     batch = views.batch(torch.arange(2), torch.tensor([4, 160]))
     for free, stays in ((HEADROOM + cache.bytes("logits") - 1, True), (HEADROOM + cache.bytes("logits"), False)):
-        monkeypatch.setattr(teacher_plan, "_device_free", lambda device, free=free: free)
+        monkeypatch.setattr(plan_module, "_device_free", lambda device, free=free: free)
         outputs = plan.open(views, lambda: None)(batch)
         assert ("stays on the host" in capsys.readouterr().out) == stays
         assert torch.equal(outputs.logits, cache.table("logits")[[0, 1], [2, 80]])
@@ -474,8 +475,8 @@ def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "end_epoch", end_then_stop)
         # No room for a cache: the live teacher teaches.
-        usage = teacher_cache.shutil.disk_usage(runs.root)
-        patch.setattr(teacher_cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        usage = cache_module.shutil.disk_usage(runs.root)
+        patch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
         with pytest.raises(Interrupted):
             runs("kept", "--teacher_cache", "auto", "--cache_dir", elsewhere)
     there = str(runs.root / "cache")
@@ -491,19 +492,19 @@ def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
     data, net = make_data(2), make_teacher()
     test, folder = dataset.EvalImages(data, CPU), str(tmp_path)
     sizes = count_forwards(net, monkeypatch)
-    first = teacher_plan.tested(net, data, test, FLOAT32, folder)
+    first = plan_module.tested(net, data, test, FLOAT32, folder)
     assert sizes == [16] and first == evaluate(net, test)
     sizes.clear()
-    assert teacher_plan.tested(net, data, test, FLOAT32, folder) == first and sizes == []
+    assert plan_module.tested(net, data, test, FLOAT32, folder) == first and sizes == []
     # Another precision, damage, other weights, other images: measured anew.
-    teacher_plan.tested(net, data, test, Precision(channels_last=True), folder)
+    plan_module.tested(net, data, test, Precision(channels_last=True), folder)
     for path in (tmp_path / "accuracy").iterdir():
         path.write_text('{"loss": 1')
-    assert teacher_plan.tested(net, data, test, FLOAT32, folder) == first
+    assert plan_module.tested(net, data, test, FLOAT32, folder) == first
     net.fc.bias.data += 1
-    teacher_plan.tested(net, data, test, FLOAT32, folder)
+    plan_module.tested(net, data, test, FLOAT32, folder)
     fewer = make_data(2, n_test=8)
-    teacher_plan.tested(net, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
+    plan_module.tested(net, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
     assert sizes == [16, 16, 16, 8]
 
 
@@ -511,9 +512,9 @@ def test_the_teacher_works_ahead_on_a_gpu_as_far_as_its_memory_goes(monkeypatch)
     probe = Outputs(logits=torch.zeros(2, 100), stages=(torch.zeros(2, 64, 32, 32), torch.zeros(2, 64, 16, 16)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
     cuda, maps = torch.device("cuda"), frozenset({"logits", "stages"})
-    assert teacher_plan.batches_ahead(probe, maps, 64, CPU) == 1
-    assert teacher_plan.batches_ahead(probe, frozenset(), 64, cuda) == 1
-    assert teacher_plan.batches_ahead(probe, frozenset({"logits"}), 64, cuda) == 16
+    assert plan_module.batches_ahead(probe, maps, 64, CPU) == 1
+    assert plan_module.batches_ahead(probe, frozenset(), 64, cuda) == 1
+    assert plan_module.batches_ahead(probe, frozenset({"logits"}), 64, cuda) == 16
     # A tenth of the memory over 4 bytes of (100 + 64 * (1024 + 256)) values: 304 images.
-    assert teacher_plan.batches_ahead(probe, maps, 64, cuda) == 4
-    assert teacher_plan.batches_ahead(probe, maps, 512, cuda) == 1
+    assert plan_module.batches_ahead(probe, maps, 64, cuda) == 4
+    assert plan_module.batches_ahead(probe, maps, 512, cuda) == 1

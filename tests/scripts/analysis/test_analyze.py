@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 import dataset
-from helper import analysis, page, pictures
-from helper.pictures import LOOKS, Look, layout_of
-from helper.subject import read_record
 from models import load_model, model_dict
+from scripts import pages
+from scripts.analysis import metrics, plots
+from scripts.analysis.checkpoint import read_record
+from scripts.analysis.plots import LOOKS, Look, layout_of
 from scripts.analyze import trials_of
-from tests import scripts
+from tests.support import scripts
 
 TEACHER, AGAINST, STUDENT = (Look(name, *LOOKS[name]) for name in ("teacher", "against", "student"))
 
@@ -66,7 +67,7 @@ def test_it_leaves_pictures_and_one_page_that_needs_nothing_else(student, digits
     for name, path in (("teacher resnet14", digits_teacher), ("resnet8, kd+IKD", student)):
         with torch.no_grad():
             logits = load_model(path)[0](images)
-        s = analysis.summary(logits, labels)
+        s = metrics.summary(logits, labels)
         cells = [f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.nll:.3f}", f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"]
         row = re.search(rf"<tr><td[^>]*>{re.escape(name)}</td>(.*?)</tr>", html)[1]
         assert re.findall("<td>(.*?)</td>", row)[1:7] == cells
@@ -97,7 +98,7 @@ def lines(top1):
 
 
 def test_curves_are_means_over_trials_with_a_band_of_one_deviation():
-    figure = pictures.curves([(STUDENT, [lines([10, 50]), lines([20, 80]), lines([60, 80])])], (TEACHER, 90.0))
+    figure = plots.curves([(STUDENT, [lines([10, 50]), lines([20, 80]), lines([60, 80])])], (TEACHER, 90.0))
     left, right = figure.axes
     test = next(line for line in right.lines if line.get_label() == "student, test")
     assert test.get_ydata().tolist() == [30.0, 70.0]
@@ -116,7 +117,7 @@ def test_matrices_stand_in_the_order_of_superclasses():
     assert layout.order == [3, 1, 0, 2] and layout.names == ["elm", "oak", "cat", "dog"]
     assert layout.groups == [("a tree", 0, 2), ("pet", 2, 4)]
     means = torch.arange(16.0).view(4, 4)
-    (image,) = pictures.class_means(means, layout, TEACHER).axes[0].images
+    (image,) = plots.class_means(means, layout, TEACHER).axes[0].images
     assert image.get_array()[0].tolist() == [15, 13, 12, 14]
     assert layout_of(("b", "a"), ()) == ([0, 1], ["b", "a"], [])
 
@@ -125,22 +126,22 @@ def test_the_correlation_map_shows_the_distance_to_the_teachers():
     layout = layout_of(("a", "b", "c"), ())
     base = torch.eye(3)
     near, far = base + 0.1 * (1 - base), base - 0.3 * (1 - base)
-    axes = pictures.correlations((TEACHER, base), [(AGAINST, far), (STUDENT, near)], layout).axes
+    axes = plots.correlations((TEACHER, base), [(AGAINST, far), (STUDENT, near)], layout).axes
     assert [ax.get_title() for ax in axes[:3]] == [
         "teacher\nρ", "against\n|ρ − ρ teacher|, mean 0.300", "student\n|ρ − ρ teacher|, mean 0.100"]
     assert axes[1].images[0].get_array()[0].tolist() == pytest.approx([0, 0.3, 0.3])
-    alone = pictures.correlations((TEACHER, base), [(STUDENT, near)], layout).axes
+    alone = plots.correlations((TEACHER, base), [(STUDENT, near)], layout).axes
     assert [ax.get_title().split("\n")[0] for ax in alone[:3]] == ["teacher", "student", "student"]
 
 
 def test_the_scatter_counts_the_classes_that_are_smaller():
     values = torch.tensor([1.0, 2.0, 3.0, torch.nan])
-    figure = pictures.spread_scatter((AGAINST, [values]), (STUDENT, [torch.tensor([0.5, 2.5, 2.0, 1.0])]), ["x"])
+    figure = plots.spread_scatter((AGAINST, [values]), (STUDENT, [torch.tensor([0.5, 2.5, 2.0, 1.0])]), ["x"])
     assert figure.axes[0].texts[0].get_text() == "smaller for student:\n2 of 3 classes"
 
 
 def test_a_formula_is_set_in_italics_and_subscripts():
-    assert page.formula("Σ_{i: y_i=c} KL(p̄_c) < 1") == (
+    assert pages.formula("Σ_{i: y_i=c} KL(p̄_c) < 1") == (
         '<span class="formula">Σ<sub><i>i</i>: <i>y</i><sub><i>i</i></sub>=<i>c</i></sub> '
         "KL(<i>p̄</i><sub><i>c</i></sub>) &lt; 1</span>")
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from helper import analysis
+from scripts.analysis import metrics
 
 LABELS = torch.tensor([0, 2, 0, 2, 2, 1, 0, 2, 1])
 CLASSES = 4  # class 3 has no image
@@ -32,28 +32,28 @@ def centre_of(predictions):
 
 def check(result, expected):
     assert result[:3].tolist() == pytest.approx(expected, rel=1e-5) and result[3].isnan()
-    assert analysis.mean(result) == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert metrics.mean(result) == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
 def test_class_accuracy_counts_each_class_apart():
     logits = torch.eye(4)[[0, 2, 1, 2, 0, 1, 0, 3, 1]]
-    check(analysis.class_accuracy(logits, LABELS), [100 * 2 / 3, 100.0, 50.0])
+    check(metrics.class_accuracy(logits, LABELS), [100 * 2 / 3, 100.0, 50.0])
 
 
 def test_superclass_accuracy_tells_the_exact_class_from_one_of_the_same_superclass():
     logits = torch.eye(4)[[0, 2, 1, 2, 0, 1, 0, 3, 1]]
-    exact, within = analysis.superclass_accuracy(logits, LABELS, torch.tensor([0, 0, 1, 1]))
+    exact, within = metrics.superclass_accuracy(logits, LABELS, torch.tensor([0, 0, 1, 1]))
     assert exact.tolist() == [80.0, 50.0] and within.tolist() == [100.0, 75.0]
 
 
 def test_the_spread_is_the_mean_squared_distance_to_the_class_mean(logits):
-    check(analysis.within_class_spread(logits, LABELS), [
+    check(metrics.within_class_spread(logits, LABELS), [
         sum(sum((p[k] - centre_of(ps)[k]) ** 2 for k in range(CLASSES)) for p in ps) / len(ps)
         for ps in by_class(logits)])
 
 
 def test_the_kl_within_a_class_is_to_the_mean_prediction(logits):
-    check(analysis.within_class_kl(logits, LABELS), [
+    check(metrics.within_class_kl(logits, LABELS), [
         sum(p[k] * math.log(p[k] / centre_of(ps)[k]) for p in ps for k in range(CLASSES)) / len(ps)
         for ps in by_class(logits)])
 
@@ -61,14 +61,14 @@ def test_the_kl_within_a_class_is_to_the_mean_prediction(logits):
 def test_the_kl_within_a_class_stays_finite_for_certain_predictions():
     certain = 2000 * torch.eye(4)[[0, 2, 1, 2, 2, 1, 0, 2, 1]]
     two_to_one = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))  # of class 0 two say 0, one says 1
-    check(analysis.within_class_kl(certain, LABELS), [two_to_one, 0.0, 0.0])
+    check(metrics.within_class_kl(certain, LABELS), [two_to_one, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_ikds_distance_is_its_loss_by_class(logits, temperature):
     from distiller_zoo.ikd import IKDLoss
     means = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(2))
-    result = analysis.ikd_distance(logits, LABELS, means, temperature)
+    result = metrics.ikd_distance(logits, LABELS, means, temperature)
     targets = [softmax((means[c] / temperature).tolist()) for c in range(3)]
     rows = [[softmax((z / temperature).tolist()) for z, y in zip(logits, LABELS, strict=True) if y == c]
             for c in range(3)]
@@ -78,7 +78,7 @@ def test_ikds_distance_is_its_loss_by_class(logits, temperature):
 
 
 def test_class_means_divide_each_row_by_its_own_count(logits):
-    means = analysis.class_means(logits, LABELS, CLASSES)
+    means = metrics.class_means(logits, LABELS, CLASSES)
     for c in range(3):
         assert torch.allclose(means[c], logits[c == LABELS].double().mean(0))
     assert means[3].isnan().all()
@@ -86,7 +86,7 @@ def test_class_means_divide_each_row_by_its_own_count(logits):
 
 def test_nll_is_the_mean_surprise_at_the_label(logits):
     surprises = [-math.log(softmax(z)[y]) for z, y in zip(logits.tolist(), LABELS.tolist(), strict=True)]
-    assert analysis.nll(logits, LABELS) == pytest.approx(sum(surprises) / len(surprises), rel=1e-6)
+    assert metrics.nll(logits, LABELS) == pytest.approx(sum(surprises) / len(surprises), rel=1e-6)
 
 
 def test_ece_weighs_each_bins_gap_by_its_images():
@@ -95,24 +95,24 @@ def test_ece_weighs_each_bins_gap_by_its_images():
     confidence = torch.tensor([0.95, 0.95, 0.95, 0.79, 0.55, 0.55], dtype=torch.float64)
     logits = torch.stack([confidence, 1 - confidence], 1).log()
     labels = torch.tensor([0, 0, 1, 1, 0, 0])
-    r = analysis.reliability(logits, labels, bins=10)
+    r = metrics.reliability(logits, labels, bins=10)
     assert r.count.tolist() == [0, 0, 0, 0, 0, 2, 0, 1, 0, 3]  # (0.5, 0.6], (0.7, 0.8], (0.9, 1]
     assert r.confidence[9].item() == pytest.approx(0.95) and r.accuracy[9].item() == pytest.approx(2 / 3)
     expected = 3 / 6 * abs(2 / 3 - 0.95) + 1 / 6 * 0.79 + 2 / 6 * 0.45
-    assert analysis.ece(r) == pytest.approx(expected)
+    assert metrics.ece(r) == pytest.approx(expected)
 
 
 def test_ece_is_zero_for_a_calibrated_net_and_one_for_a_sure_and_wrong_one():
     labels = torch.tensor([0, 0, 0, 1])
     calibrated = torch.tensor([[3.0, 1.0]]).log().expand(4, 2)
-    assert analysis.ece(analysis.reliability(calibrated, labels)) == pytest.approx(0, abs=1e-7)
+    assert metrics.ece(metrics.reliability(calibrated, labels)) == pytest.approx(0, abs=1e-7)
     wrong = 100 * torch.eye(2)[1 - labels]
-    assert analysis.ece(analysis.reliability(wrong, labels)) == pytest.approx(1)
+    assert metrics.ece(metrics.reliability(wrong, labels)) == pytest.approx(1)
 
 
 def test_logit_correlation_is_pearsons(logits):
     import numpy as np
     expected = np.corrcoef(logits.double().numpy(), rowvar=False)
-    assert analysis.logit_correlation(logits).numpy() == pytest.approx(expected)
+    assert metrics.logit_correlation(logits).numpy() == pytest.approx(expected)
     logits[:, 1] = 5.0
-    assert (analysis.logit_correlation(logits)[1] == 0).all()
+    assert (metrics.logit_correlation(logits)[1] == 0).all()

@@ -1,4 +1,4 @@
-"""The report, from run folders such as helper/run.py writes: its figures, what it keeps apart, what it says."""
+"""The report, from run folders such as helper/record/run.py writes: its figures, what it keeps apart, what it says."""
 import csv
 import json
 import re
@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from helper import published
 from helper.cli import student_options
-from helper.hparams import write_hparams
-from helper.records import label, read_records
-from helper.report import FILES, latex, write_report
-from helper.tabulate import RESAMPLES, SEED, bootstrap, rows_of, table
-from tests import scripts
+from helper.record import published
+from helper.record.records import label, read_records
+from scripts.tables.aggregate import RESAMPLES, SEED, bootstrap, rows_of, table
+from scripts.tables.hparams import write_hparams
+from scripts.tables.report import FILES, latex, write_report
+from tests.support import scripts
 from train_student import folder_name
 
 PAIR = "resnet56->resnet20"
@@ -227,7 +227,7 @@ def test_all_files_tell_the_same(save):
 
 
 def test_latex_has_as_many_columns_as_it_declares():
-    from helper.report import Part
+    from scripts.tables.report import Part
     text = latex({"title": "50% & more", "cautions": ["a_b"]}, [Part("t", "", [["a", "b"], ["1 ± 2", "x_y → z"]])])
     assert r"\begin{tabular}{ll}" in text and r"1 $\pm$ 2 & x\_y $\rightarrow$ z \\" in text and r"a\_b" in text
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from distiller_zoo import METHODS
-from helper import published
 from helper.cli import student_options, teacher_options
-from helper.errors import Interrupted
-from helper.records import label, read_records
-from helper.runner import Display, Local, Logs, Stop, held, progress_of, run_jobs, slots
+from helper.record import published
+from helper.record.records import label, read_records
 from helper.schedule import rates
-from helper.table import Job, preset, remarks, schedule, weights
+from helper.util.errors import Interrupted
 from models import model_dict
-from tests import scripts
+from scripts.tables.plan import Job, preset, remarks, schedule, weights
+from scripts.tables.runner import Display, Local, Logs, Stop, held, progress_of, run_jobs, slots
+from tests.support import scripts
 
 GOOD = {"--pairs": "resnet14:resnet8", "--methods": "kd", "--trials": "1", "--dataset": "digits"}
 
@@ -261,8 +261,8 @@ with open(os.path.join(folder, "result.json"), "w") as file:
 RUNNER = """
 import sys
 sys.path.insert(0, {root!r})
-from helper.errors import guarded
-from helper.runner import Display, Job, Local, Logs, Stop, run_jobs
+from helper.util.errors import guarded
+from scripts.tables.runner import Display, Job, Local, Logs, Stop, run_jobs
 jobs = [Job(*job, settings={{}}, pair="a->b", method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
 logs = Logs({save!r})
 guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, Stop(), Display(jobs)))

@@ -11,11 +11,11 @@ import threading
 
 import pytest
 
-from helper.cluster import Slurm
-from helper.errors import Interrupted, UsageError
-from helper.runner import Display, Logs, progress_of, run_jobs
-from tests import local_slurm, scripts
-from tests.test_reproduce import GOOD, flat, small, stop, teachers, wait_for  # noqa: F401 (fixtures)
+from helper.util.errors import Interrupted, UsageError
+from scripts.tables.runner import Display, Logs, progress_of, run_jobs
+from scripts.tables.slurm import Slurm
+from tests.scripts.tables.test_reproduce import GOOD, flat, small, stop, teachers, wait_for  # noqa: F401 (fixtures)
+from tests.support import local_slurm, scripts
 
 pytestmark = pytest.mark.skipif(local_slurm.missing() is not None, reason=str(local_slurm.missing()))
 
