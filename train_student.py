@@ -18,11 +18,11 @@ from helper.record import recipes
 from helper.record.published import teacher_warning
 from helper.record.run import open_run
 from helper.schedule import rates
-from helper.sync_bn import synchronise
+from helper.sync_bn import convert_sync_batchnorm
 from helper.teacher import plan
 from helper.util import distributed
 from helper.util.errors import UsageError, guarded
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import build, load_model
 from models.precision import precision_of
 
@@ -32,16 +32,16 @@ FOLDERS = ("student_model", "student_tensorboards")
 def main():
     options = cli.student_options(sys.argv[1:])
     device = cli.device_of(options)
-    with distributed.one_by_machine():
+    with distributed.local_rank_zero_first():
         teacher, checkpoint = load_model(options.path_t)
-    with distributed.one_by_machine():
+    with distributed.local_rank_zero_first():
         data = dataset.from_options(options)
     cli.check_shares(options, data)
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{options.path_t} is a teacher of {checkpoint.num_classes} classes, {options.dataset} has "
                          f"{len(data.classes)}: give a teacher trained on {options.dataset}")
 
-    torch.manual_seed(stream(options.seed, options.trial, "init"))
+    torch.manual_seed(derive_seed(options.seed, options.trial, "init"))
     student = build(options.model_s, len(data.classes))
     setup = probe(student, teacher, data)
     method = METHODS[options.distill](setup, options)
@@ -50,7 +50,7 @@ def main():
     captured, step = is_captured(options.cuda_graph, objective, device)
     for module in (student, method, objective):
         if options.sync_bn:
-            synchronise(module, device)
+            convert_sync_batchnorm(module, device)
         module.to(device)
     teacher.to(device)
     precision.prepare(student)
@@ -93,10 +93,10 @@ def main():
 
 
 def probe(student, teacher, data) -> Setup:
-    """What a method may know: both nets' outputs for two black images, for their shapes; the labels, the names."""
+    """What a method may know: both networks' outputs for two black images, for their shapes; the labels, the names."""
     images = torch.zeros(2, *data.image_shape)
     with torch.no_grad():
-        out_s, out_t = (net.eval()(images, named=True) for net in (student, teacher))
+        out_s, out_t = (network.eval()(images, named=True) for network in (student, teacher))
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
 
 
@@ -129,8 +129,8 @@ def loss_in_words(method, objective, o) -> str:
     return " + ".join(words[name] for name in objective.terms)
 
 
-def parameters(net) -> int:
-    return sum(p.numel() for p in net.parameters())
+def parameters(network) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 if __name__ == "__main__":

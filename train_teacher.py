@@ -14,10 +14,10 @@ from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
 from helper.record.run import open_run
 from helper.schedule import rates
-from helper.sync_bn import synchronise
+from helper.sync_bn import convert_sync_batchnorm
 from helper.util import distributed
 from helper.util.errors import guarded
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import build
 from models.precision import precision_of
 
@@ -25,34 +25,34 @@ from models.precision import precision_of
 def main():
     options = cli.teacher_options(sys.argv[1:])
     device = cli.device_of(options)
-    with distributed.one_by_machine():
+    with distributed.local_rank_zero_first():
         data = dataset.from_options(options)
     cli.check_shares(options, data)
-    torch.manual_seed(stream(options.seed, options.trial, "init"))
-    net = build(options.model, len(data.classes))
+    torch.manual_seed(derive_seed(options.seed, options.trial, "init"))
+    network = build(options.model, len(data.classes))
     with torch.no_grad():
-        net.eval()(torch.zeros(1, *data.image_shape))  # a net that does not take these images refuses here
+        network.eval()(torch.zeros(1, *data.image_shape))  # a network that does not take these images refuses here
     if options.sync_bn:
-        synchronise(net, device)
-    net.to(device)
+        convert_sync_batchnorm(network, device)
+    network.to(device)
     objective = Objective({"ce": CrossEntropy()})
     precision = precision_of(options, device)
     captured, step = is_captured(options.cuda_graph, objective, device)
 
-    run = open_run(options, ("models", "tensorboard"), folder_name(options), net, data)
+    run = open_run(options, ("models", "tensorboard"), folder_name(options), network, data)
     if run.result is not None:
         return run.report()
-    precision.prepare(net)
+    precision.prepare(network)
     run.start(device, precision, {
-        "model": f"{options.model}, {sum(p.numel() for p in net.parameters()):,} parameters", "loss": "CE", **step,
+        "model": f"{options.model}, {sum(p.numel() for p in network.parameters()):,} parameters", "loss": "CE", **step,
     })
     phase = Phase(
-        "train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
-        rates(options), options.epochs, {"student": net, "objective": objective}, precision=precision,
+        "train", network, LiveTeacher(network, objective.reads), objective, sgd(network.parameters(), options),
+        rates(options), options.epochs, {"student": network, "objective": objective}, precision=precision,
         captured=captured)
     test = data.test_images(device)
     fit(phase, data.train_views(device), test, run, options)
-    run.finish(phase, by_class(net, test, data, precision))
+    run.finish(phase, by_class(network, test, data, precision))
     run.report()
 
 

@@ -34,9 +34,9 @@ def from_options(o: Namespace) -> Data:
     if not data.countable:
         o.data_content = folder.content(data)
     if o.imbalance != 1:
-        data = long_tail.thinned(data, o.imbalance, o.data_seed)
+        data = long_tail.make_long_tailed(data, o.imbalance, o.data_seed)
     if o.label_noise != 0:
-        data = long_tail.mislabelled(data, o.label_noise, o.data_seed)
+        data = long_tail.add_label_noise(data, o.label_noise, o.data_seed)
     return data
 
 

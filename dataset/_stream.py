@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dataset._base import Data, DataError
 from dataset.views import Batch, normalise
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 
 # Pixels in a batch of the test, at most: those of 64 images of 224x224.
 TEST_PIXELS = 64 * 224 * 224
@@ -102,7 +102,7 @@ class StreamedViews:
 
         A pure function of its arguments, drawn on the CPU.
         """
-        generator = torch.Generator().manual_seed(stream(seed, trial, phase, epoch, "views"))
+        generator = torch.Generator().manual_seed(derive_seed(seed, trial, phase, epoch, "views"))
         order = torch.randperm(len(self), generator=generator)
         return order, torch.randint(2**62, (len(self),), generator=generator)
 

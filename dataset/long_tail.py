@@ -1,4 +1,4 @@
-"""Training sets that are unequal or mislabelled on purpose; test sets stay as they are.
+"""Training sets that are unequal or add_label_noise on purpose; test sets stay as they are.
 
 Long tail: class c of C keeps n_c = n_max · imbalance^(c/(C-1)) training images, rounded down; n_max is the largest
 class's count (Cui et al., "Class-Balanced Loss", CVPR 2019; Cao et al., "Label-Distribution-Aware Margin Loss",
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dataset._base import Data
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 
 
 def profile(counts: Tensor, imbalance: float) -> Tensor:
@@ -27,7 +27,7 @@ def profile(counts: Tensor, imbalance: float) -> Tensor:
     return torch.minimum(torch.tensor(kept), counts)
 
 
-def thinned(data: Data, imbalance: float, seed: int) -> Data:
+def make_long_tailed(data: Data, imbalance: float, seed: int) -> Data:
     """The data with a long tail in its training set; `shots` are the images that are left of each class."""
     labels = data.train.labels
     counts = torch.bincount(labels, minlength=len(data.classes))
@@ -35,17 +35,17 @@ def thinned(data: Data, imbalance: float, seed: int) -> Data:
     index = []
     for c, n in enumerate(kept.tolist()):
         members = (labels == c).nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(stream(seed, "", "imbalance", c))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "", "imbalance", c))
         index.append(members[torch.randperm(len(members), generator=generator)[:n]])
     note = (f"; imbalance {imbalance:g}: {kept.sum():,} of the {len(labels):,} training images, {kept.max()} to "
             f"{kept.min()} a class")
     return replace(data, train=data.train.take(torch.cat(index).sort().values), shots=kept, note=data.note + note)
 
 
-def mislabelled(data: Data, noise: float, seed: int) -> Data:
+def add_label_noise(data: Data, noise: float, seed: int) -> Data:
     """The data with symmetric label noise in its training set; noise: the part of wrong labels, from 0 to below 1."""
     labels, classes = data.train.labels.clone(), len(data.classes)
-    generator = torch.Generator().manual_seed(stream(seed, "", "label_noise"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "", "label_noise"))
     wrong = torch.randperm(len(labels), generator=generator)[: round(noise * len(labels))]
     labels[wrong] = (labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=generator)) % classes
     note = f"; label noise {noise:g}: {len(wrong):,} training labels are wrong"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 
 if TYPE_CHECKING:
     from dataset._base import Data
@@ -63,7 +63,7 @@ def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int
 
     Returns (order, view), each (n,) int64.
     """
-    generator = torch.Generator().manual_seed(stream(seed, trial, phase, epoch, "views"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, trial, phase, epoch, "views"))
     order = torch.randperm(n, generator=generator)
     window = torch.randint(OFFSETS * OFFSETS, (n,), generator=generator)
     mirrored = torch.randint(2, (n,), generator=generator) if flip else torch.zeros(n, dtype=torch.int64)

@@ -17,14 +17,14 @@ from models import Classifier, Outputs
 
 
 class MethodError(ValueError):
-    """A method that cannot serve this pair of nets, or these options; the message says the cure."""
+    """A method that cannot serve this pair of networks, or these options; the message says the cure."""
 
 
 @dataclass(frozen=True)
 class Setup:
     """All that a method may know when it is built.
 
-    student, teacher: outputs of both nets for the same few images, for their shapes
+    student, teacher: outputs of both networks for the same few images, for their shapes
     student_name, teacher_name: the models' names, for messages
     labels: (n,) int64, the labels of the training set
     num_classes: the number of classes
@@ -85,7 +85,7 @@ class Term(nn.Module):
 
     def end_epoch(self, epoch: int) -> None:
         """Called after each epoch's last step. With several processes, what a term has collected of its own share is
-        brought together here (helper.util.distributed.summed)."""
+        brought together here (helper.util.distributed.all_reduce_sum)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Method(Term):
     beta_published: whether that default is the published one
     in_main: whether it has a loss after its first stage
     in_published_code: whether the published IKD code has it; those that it lacks are later literature
-    stage_reads: what its first stage reads of both nets, beside `reads`
+    stage_reads: what its first stage reads of both networks, beside `reads`
     """
 
     name: ClassVar[str]
@@ -135,13 +135,14 @@ class Method(Term):
     stage_reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, setup: Setup, options: Namespace):
-        """Raises MethodError where one of the nets does not offer what the method reads of both."""
+        """Raises MethodError where one of the networks does not offer what the method reads of both."""
         super().__init__()
-        for net, outputs in ((setup.student_name, setup.student), (setup.teacher_name, setup.teacher)):
+        for network, outputs in ((setup.student_name, setup.student), (setup.teacher_name, setup.teacher)):
             missing = [name for name in sorted(self.reads | self.stage_reads) if not outputs.holds(name)]
             if missing:
-                raise MethodError(f"{self.name} reads {' and '.join(missing)} of both nets, and {net} does not offer "
-                                  "that: take another net, or a method that reads logits alone, such as kd or dkd")
+                raise MethodError(f"{self.name} reads {' and '.join(missing)} of both networks, and {network} does not "
+                                  "offer that: take another network, or a method that reads logits alone, such as "
+                                  "kd or dkd")
         self.active = self.in_main and options.beta != 0
 
     @classmethod

@@ -18,10 +18,10 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_stages(setup: Setup, name: str) -> None:
-    """Raise MethodError where the nets have different numbers of stages, which `name` has to pair."""
+    """Raise MethodError where the networks have different numbers of stages, which `name` has to pair."""
     s, t = len(setup.student.stages), len(setup.teacher.stages)
     if s != t:
-        raise MethodError(f"{name} pairs the stages of both nets, and {setup.student_name} has {s}, "
+        raise MethodError(f"{name} pairs the stages of both networks, and {setup.student_name} has {s}, "
                           f"{setup.teacher_name} {t}: {OTHERS}")
 
 

@@ -1,7 +1,7 @@
 """Contrastive representation distillation.
 
 Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
-Noise-contrastive estimation (equation 18) of each net's embedding against a memory bank of the other's.
+Noise-contrastive estimation (equation 18) of each network's embedding against a memory bank of the other's.
 
 Its memory at the published setting is measured by scripts/experiments/measure_crd.py; see docs/methods.md.
 """

@@ -80,7 +80,7 @@ class Factor(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         self.weight, self.loss = options.beta, FactorTransfer()
-        channels_s, channels_t = (net.stages[-1].shape[1] for net in (setup.student, setup.teacher))
+        channels_s, channels_t = (network.stages[-1].shape[1] for network in (setup.student, setup.teacher))
         code = int(channels_t * SHARE)
         self.translator = _convolutions(nn.Conv2d, (channels_s, channels_s, code, code), norm=True)
         self.paraphraser = Paraphraser(channels_t).requires_grad_(False)

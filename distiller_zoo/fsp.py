@@ -15,7 +15,7 @@ __all__ = ["FSP"]
 
 
 class FSP(nn.Module):
-    """Per pair of consecutive feature maps: the mean squared difference of both nets' flow matrices.
+    """Per pair of consecutive feature maps: the mean squared difference of both networks' flow matrices.
 
     s_shapes, t_shapes: shapes of the maps, (B, channels, height, width) each
     Raises ValueError where the channels differ.
@@ -62,7 +62,7 @@ class FlowOfSolution(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         check_stages(setup, self.name)
-        maps_s, maps_t = ((net.stem, *net.stages) for net in (setup.student, setup.teacher))
+        maps_s, maps_t = ((network.stem, *network.stages) for network in (setup.student, setup.teacher))
         check_channels(setup, self.name, maps_s, maps_t)
         self.weight, self.loss = options.beta, FSP([f.shape for f in maps_s], [f.shape for f in maps_t])
 

@@ -1,4 +1,4 @@
-"""FitNets: hints for thin deep nets.
+"""FitNets: hints for thin deep networks.
 
 Romero, Ballas, Kahou, Chassang, Gatta and Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015.
 MSE(regressor(f_s), f_t) of one feature map, equation 3; trained here beside the other terms.
@@ -33,9 +33,9 @@ class Hint(Method):
         super().__init__(setup, options)
         self.weight, self.layer = options.beta, options.hint_layer
         maps = [self._maps(setup.student), self._maps(setup.teacher)]
-        for net, of_net in zip((setup.student_name, setup.teacher_name), maps, strict=True):
+        for network, of_net in zip((setup.student_name, setup.teacher_name), maps, strict=True):
             if self.layer >= len(of_net):
-                raise MethodError(f"--hint_layer {self.layer}: {net} has maps 0 to {len(of_net) - 1} "
+                raise MethodError(f"--hint_layer {self.layer}: {network} has maps 0 to {len(of_net) - 1} "
                                   f"({setup.teacher_name} teaches {setup.student_name}): give a smaller one")
         try:
             self.regressor = ConvRegressor(*(of_net[self.layer].shape for of_net in maps), relu=True)

@@ -75,6 +75,6 @@ class IKD(Term):
     def end_epoch(self, epoch):
         if self.collecting:
             if not self.fixed:  # each process has collected its own share
-                self.sums.copy_(distributed.summed(self.sums))
-                self.counts.copy_(distributed.summed(self.counts))
+                self.sums.copy_(distributed.all_reduce_sum(self.sums))
+                self.counts.copy_(distributed.all_reduce_sum(self.counts))
             self.means.copy_(self.sums / self.counts.clamp(min=1)[:, None])

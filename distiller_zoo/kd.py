@@ -21,7 +21,7 @@ LOGIT_STD = Flag("--logit_std", "off", str, "on: each image's logits are standar
 
 
 def preparation(setup: Setup, options: Namespace) -> Callable[[Tensor], Tensor]:
-    """What `--logit_std` has done to both nets' logits, (B, C), before the loss.
+    """What `--logit_std` has done to both networks' logits, (B, C), before the loss.
 
     Raises MethodError for 2 classes, of whose logits nothing but the order is left, and no gradient.
     """

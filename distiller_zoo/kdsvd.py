@@ -56,7 +56,7 @@ class RightSingularVectors(torch.autograd.Function):
 
 
 class KDSVD(nn.Module):
-    """Per pair of consecutive stages: the squared difference of both nets' RBF distances, over the batch."""
+    """Per pair of consecutive stages: the squared difference of both networks' RBF distances, over the batch."""
 
     def __init__(self, k: int = 1):
         super().__init__()

@@ -97,7 +97,7 @@ class KnowledgeReview(Method):
         super().__init__(setup, options)
         check_stages(setup, self.name)
         images, batch_size = len(setup.labels), options.batch_size
-        if 1 in (*distributed.sizes(batch_size), *distributed.sizes(images % batch_size)):
+        if 1 in (*distributed.share_sizes(batch_size), *distributed.share_sizes(images % batch_size)):
             raise MethodError(f"reviewkd normalises 1x1 maps over a batch, and of {images} images in batches of "
                               f"{batch_size} one is left alone: give another --batch_size")
         self.warm_up, self.loss = options.review_warm_up, HCL()

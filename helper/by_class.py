@@ -13,33 +13,33 @@ from models.precision import Precision
 MANY, FEW = 100, 20
 
 
-def by_class(net: Classifier, test: EvalImages, data: Data, precision: Precision) -> dict:
+def by_class(network: Classifier, test: EvalImages, data: Data, precision: Precision) -> dict:
     """What result.json says of the classes where the training set has a long tail; empty where it has none.
 
     by_class: a list of {"class", "train_images", "top1"}, in the classes' order; shots: see `shots`.
     """
     if data.shots is None:
         return {}
-    top1 = class_accuracies(net, test, len(data.classes), precision)
+    top1 = class_accuracies(network, test, len(data.classes), precision)
     rows = [{"class": name, "train_images": n, "top1": value}
             for name, n, value in zip(data.classes, data.shots.tolist(), top1.tolist(), strict=True)]
     return {"by_class": rows, "shots": shots(top1, data.shots)}
 
 
 @torch.inference_mode()
-def class_accuracies(net: Classifier, test: EvalImages, classes: int, precision: Precision = FLOAT32,
+def class_accuracies(network: Classifier, test: EvalImages, classes: int, precision: Precision = FLOAT32,
                      batch_size: int = 500) -> Tensor:
-    """The part of each class's test images, in percent, that the net gives its label: (classes,) float64, CPU.
+    """The part of each class's test images, in percent, that the network gives its label: (classes,) float64, CPU.
 
-    The net is in evaluation mode meanwhile. Every class must have a test image.
+    The network is in evaluation mode meanwhile. Every class must have a test image.
     """
-    training, right = net.training, torch.zeros(classes, dtype=torch.float64, device=test.labels.device)
-    net.eval()
+    training, right = network.training, torch.zeros(classes, dtype=torch.float64, device=test.labels.device)
+    network.eval()
     for images, labels in test.batches(batch_size, distributed.own_slice(len(test))):
-        hit = precision.outputs(net, images, LOGITS).logits.argmax(1) == labels
+        hit = precision.outputs(network, images, LOGITS).logits.argmax(1) == labels
         right += torch.bincount(labels[hit], minlength=classes)
-    net.train(training)
-    return (100 * distributed.summed(right) / torch.bincount(test.labels, minlength=classes)).cpu()
+    network.train(training)
+    return (100 * distributed.all_reduce_sum(right) / torch.bincount(test.labels, minlength=classes)).cpu()
 
 
 def shots(top1: Tensor, train_images: Tensor) -> dict[str, dict]:

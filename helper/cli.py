@@ -26,9 +26,9 @@ from helper.util.errors import UsageError
 from models import ModelError, check_name
 from models._registry import ZOOS, own_models
 
-# The benchmark's rate for the nets made for phones; every other student starts at 0.05.
-MOBILE_NETS, MOBILE_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
-NETS = ", ".join([*own_models(), *(f"{zoo}:NAME" for zoo in ZOOS)])
+# The benchmark's rate for the networks made for phones; every other student starts at 0.05.
+MOBILE_NETWORKS, MOBILE_LEARNING_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
+NETWORKS = ", ".join([*own_models(), *(f"{zoo}:NAME" for zoo in ZOOS)])
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +57,8 @@ def teacher_options(argv: list[str]) -> Namespace:
     """The resolved options of train_teacher.py. Raises UsageError."""
     parser = Parser(prog="train_teacher.py", description="Train a network with the labels alone.")
     group = parser.add_argument_group("what is trained")
-    group.add_argument("--model", default="resnet110", type=net_name, metavar="NAME",
-                       help=f"one of {NETS} (default resnet110)")
+    group.add_argument("--model", default="resnet110", type=network_name, metavar="NAME",
+                       help=f"one of {NETWORKS} (default resnet110)")
     group.add_argument("-t", "--trial", type=nonnegative_int, default=0, metavar="N",
                        help="names the run and selects its random stream")
     _add_training_flags(parser, warmup=0)
@@ -94,7 +94,7 @@ def student_options(argv: list[str]) -> Namespace:
     return options
 
 
-def net_name(text: str) -> str:
+def network_name(text: str) -> str:
     """The name of a network that can be built."""
     try:
         return check_name(text)
@@ -118,8 +118,8 @@ def _student_parser(method):
     group.add_argument("-h", "--help", action=_StudentHelp, help="show this, and the flags of every method")
     group.add_argument("--path_t", metavar="FILE",
                        help="the teacher's checkpoint (required); or torchvision:NAME, timm:NAME with their weights")
-    group.add_argument("--model_s", default="resnet8", type=net_name, metavar="NAME",
-                       help=f"the student, one of {NETS} (default resnet8)")
+    group.add_argument("--model_s", default="resnet8", type=network_name, metavar="NAME",
+                       help=f"the student, one of {NETWORKS} (default resnet8)")
     group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
                        help="one of " + ", ".join(METHODS) + " (default kd)")
     group.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
@@ -161,7 +161,7 @@ def _add_training_flags(parser, warmup):
     group.add_argument("--batch_size", type=positive_int, default=64, metavar="N",
                        help="images in a step, of all processes together")
     group.add_argument("--learning_rate", type=positive_float, metavar="RATE",
-                       help=f"(default {RATE}; {MOBILE_RATE} for {', '.join(MOBILE_NETS)})")
+                       help=f"(default {RATE}; {MOBILE_LEARNING_RATE} for {', '.join(MOBILE_NETWORKS)})")
     group.add_argument("--lr_decay_epochs", type=epoch_list, default="150,180,210", metavar="LIST",
                        help="after these epochs the rate decays")
     group.add_argument("--lr_decay_rate", type=positive_float, default=0.1, metavar="X", help="to X times itself")
@@ -175,7 +175,7 @@ def _add_training_flags(parser, warmup):
                        help="one of " + ", ".join(LOADERS) + " (default cifar100)")
     group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
     group.add_argument("--image_size", type=positive_int, metavar="N",
-                       help="imagenet, folder: height and width of what the nets see (default 224)")
+                       help="imagenet, folder: height and width of what the networks see (default 224)")
     group.add_argument("--skip_unreadable", action="store_true",
                        help="tinyimagenet, imagenet, folder: read every image once at the start, and count and leave "
                             "out those that cannot be read")
@@ -189,9 +189,10 @@ def _add_training_flags(parser, warmup):
                             "trials")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     group.add_argument("--amp", default="none", choices=("none", "bf16"),
-                       help="bf16: the nets run in bfloat16; losses and BN statistics stay in float32")
+                       help="bf16: the networks run in bfloat16; losses and BN statistics stay in float32")
     group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
-    group.add_argument("--compile", action="store_true", help="the nets through torch.compile; changes the last bits")
+    group.add_argument("--compile", action="store_true",
+                       help="the networks through torch.compile; changes the last bits")
     group.add_argument("--cuda_graph", default="auto", choices=("auto", "on", "off"),
                        help="on CUDA: a step as one graph; auto: where the method allows it")
     group.add_argument("--fast", action="store_true",
@@ -218,7 +219,7 @@ def _add_training_flags(parser, warmup):
 
 def _resolve_rate(options, model):
     if options.learning_rate is None:
-        options.learning_rate = MOBILE_RATE if model in MOBILE_NETS else RATE
+        options.learning_rate = MOBILE_LEARNING_RATE if model in MOBILE_NETWORKS else RATE
 
 
 def _refuse(text, parser, distill):
@@ -275,21 +276,21 @@ def device_of(options: Namespace) -> torch.device:
     torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
     torch.backends.cudnn.benchmark = not options.deterministic
     device = torch.device(options.device)
-    if distributed.started() > 1:
+    if distributed.launched_world_size() > 1:
         if device.type == "cuda":
             if distributed.local_rank() >= torch.cuda.device_count():
                 raise UsageError(f"this machine has {torch.cuda.device_count()} CUDA devices, one for each process: "
                                  "give torchrun as many by --nproc_per_node")
             device = torch.device("cuda", distributed.local_rank())
             torch.cuda.set_device(device)
-        distributed.join(device)
-        options.processes = distributed.count()
+        distributed.init(device)
+        options.processes = distributed.world_size()
     return device
 
 
 def check_shares(options: Namespace, data: Data) -> None:
     """Raise UsageError where the batches of an epoch, or the test images, cannot be shared among the processes."""
-    count, last = distributed.count(), len(data.train) % options.batch_size
+    count, last = distributed.world_size(), len(data.train) % options.batch_size
     if len(data.test) < count:
         raise UsageError(f"{data.name} has {len(data.test)} test images, too few for {count} processes: start fewer")
     if options.batch_size % count:

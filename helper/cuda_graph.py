@@ -43,7 +43,7 @@ def is_captured(asked: str, objective, device: torch.device) -> tuple[bool, dict
         if asked == "on":
             raise UsageError("--cuda_graph on: there are CUDA graphs on CUDA devices alone; leave it out")
         return False, {}
-    why_not = "several processes" if distributed.count() > 1 else objective.uncapturable()
+    why_not = "several processes" if distributed.world_size() > 1 else objective.uncapturable()
     if asked == "on" and why_not:
         raise UsageError(f"--cuda_graph on: {why_not}; leave it out")
     if asked == "off" or why_not:

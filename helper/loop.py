@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews
 from helper.cuda_graph import CapturedSteps, side_stream
-from helper.meters import Meters, hits
+from helper.meters import Meters, count_correct
 from helper.objective import Objective
 from helper.teacher.cache import CachedTeacher
 from helper.util import distributed
 from helper.util.errors import RunError
 from helper.util.nested import each
 from helper.util.progress import Progress
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import Classifier, Outputs
 from models.precision import Precision
 
@@ -30,15 +30,15 @@ LOGITS = frozenset({"logits"})
 class LiveTeacher:
     """A frozen teacher that sees the student's views; gives the fields that are read, and no more."""
 
-    def __init__(self, net: Classifier, reads: frozenset[str], precision: Precision = FLOAT32):
-        self.net, self.reads, self.precision = precision.prepare(net.eval()), reads, precision
+    def __init__(self, network: Classifier, reads: frozenset[str], precision: Precision = FLOAT32):
+        self.network, self.reads, self.precision = precision.prepare(network.eval()), reads, precision
 
     def start_epoch(self, plan: tuple[Tensor, Tensor]) -> None:
         """Called before an epoch with its plan (dataset.epoch_plan); nothing to prepare here."""
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        return self.precision.outputs(self.net, batch.images, self.reads) if self.reads else Outputs()
+        return self.precision.outputs(self.network, batch.images, self.reads) if self.reads else Outputs()
 
 
 @dataclass
@@ -98,20 +98,20 @@ def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> 
     meters.update(losses, total.detach(), logits, batch.labels, batch.size)
 
 
-def lessons(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor],
+def distill_batches(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor],
             batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
     """An epoch's batches with the teacher's outputs for each, of which it makes `phase.ahead` batches' at once.
 
     batch_size: of the whole batch, of which each process gets its share
     """
-    own, left = batch_size // distributed.count(), len(views)
-    for several in views.batches(distributed.share(plan, batch_size), own * phase.ahead):
+    own, left = batch_size // distributed.world_size(), len(views)
+    for several in views.batches(distributed.own_share(plan, batch_size), own * phase.ahead):
         outputs = phase.teacher(several)
         for i in range(0, len(several.labels), own):
             def part(values, i=i):
                 return values[i : i + own]
 
-            whole = min(left, batch_size) if distributed.count() > 1 else None
+            whole = min(left, batch_size) if distributed.world_size() > 1 else None
             yield Batch(*each(part, several))._replace(whole=whole), Outputs(*each(part, outputs))
             left -= batch_size
 
@@ -125,22 +125,22 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(net: Classifier, test: EvalImages, precision: Precision = FLOAT32,
+def evaluate(network: Classifier, test: EvalImages, precision: Precision = FLOAT32,
              batch_size: int | None = None) -> Evaluation:
-    """The net on all test images, in evaluation mode; one wait for the device, at the end. Several processes share
+    """The network on all test images, in evaluation mode; one wait for the device, at the end. Several processes share
     the images, and each gets the result.
 
     batch_size: by default what fills a GPU, and on the CPU what its caches like better
     """
     batch_size = batch_size or (2000 if test.labels.is_cuda else 500)
-    training, sums = net.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
-    net.eval()
+    training, sums = network.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
+    network.eval()
     for images, labels in test.batches(batch_size, distributed.own_slice(len(test))):
-        logits = precision.outputs(net, images, LOGITS).logits
+        logits = precision.outputs(network, images, LOGITS).logits
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
-        sums += torch.cat([loss[None], hits(logits, labels).double()])
-    net.train(training)
-    loss, top1, top5 = (distributed.summed(sums) / len(test)).tolist()
+        sums += torch.cat([loss[None], count_correct(logits, labels).double()])
+    network.train(training)
+    loss, top1, top5 = (distributed.all_reduce_sum(sums) / len(test)).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
 
 
@@ -152,7 +152,7 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
     device = views.labels.device
     first = run.resume(phase) + 1
     plain = phase.forward
-    phase.forward = distributed.parallel(plain)
+    phase.forward = distributed.wrap_ddp(plain)
     progress = Progress(phase, first, -(-len(views) // options.batch_size), options.print_freq)
     meters = Meters(list(phase.objective.terms), device)
     take, where = (CapturedSteps(train_step, phase), side_stream) if phase.captured else (train_step, nullcontext)
@@ -161,24 +161,24 @@ def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None
         set_rate(phase.optimizer, phase.rate(epoch))
         purpose = (options.seed, options.trial, phase.name, epoch)
         # Dropout must not hide the same neurons of every process's images.
-        torch.manual_seed(stream(*purpose, "torch", *([distributed.rank()] if distributed.rank() else [])))
-        phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(stream(*purpose, "terms")))
+        torch.manual_seed(derive_seed(*purpose, "torch", *([distributed.rank()] if distributed.rank() else [])))
+        phase.objective.start_epoch(epoch, torch.Generator(device).manual_seed(derive_seed(*purpose, "terms")))
         phase.student.train(phase.objective.reads_student)
         phase.objective.train()
         meters.reset()
         plan = views.plan(*purpose)
         phase.teacher.start_epoch(plan)
         with where():
-            for step, (batch, teacher) in enumerate(lessons(phase, views, plan, options.batch_size), 1):
+            for step, (batch, teacher) in enumerate(distill_batches(phase, views, plan, options.batch_size), 1):
                 take(phase, batch, teacher, meters)
-                if distributed.count() == 1 or step % distributed.ASK_EVERY == 0:
+                if distributed.world_size() == 1 or step % distributed.ASK_EVERY == 0:
                     run.stop_if_asked()
                 if step % options.tb_freq == 0:
                     run.step_scalars(phase, (epoch - 1) * progress.steps + step, meters.read())
                 progress.step(epoch, step, meters)
         averages = meters.read(phase.objective.reads_student)
         phase.objective.end_epoch(epoch)
-        distributed.average_statistics(phase.forward)
+        distributed.average_batch_norm_statistics(phase.forward)
         seconds = time.perf_counter() - started
         tested = evaluate(phase.student, test, phase.precision) if phase.evaluates else None
         if tested and not math.isfinite(tested.loss):

@@ -47,7 +47,7 @@ class Objective(nn.Module):
             return term(student, teacher, batch)
 
         def all_rows(rows):
-            return distributed.gathered(rows, batch.whole)
+            return distributed.all_gather_rows(rows, batch.whole)
 
         read = [Outputs(**dict(zip(fields, each(all_rows, (getattr(out, name) for name in fields)), strict=True)))
                 for out, fields in ((student, sorted(term.reads | {"logits"})), (teacher, sorted(term.reads)))]
@@ -73,7 +73,7 @@ class Objective(nn.Module):
 
 def _weighted(loss, batch):
     """A loss that is a mean over this process's share, so that the mean over the processes is that over the batch."""
-    share = len(batch.labels) * distributed.count() / batch.size
+    share = len(batch.labels) * distributed.world_size() / batch.size
     return loss if share == 1 else share * loss
 
 

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from helper.util import distributed
 
 
-def synchronise(module: nn.Module, device: torch.device) -> None:
+def convert_sync_batchnorm(module: nn.Module, device: torch.device) -> None:
     """Give every batch norm inside the statistics of all processes' images; names and values of the state stay.
 
     On CUDA PyTorch's SyncBatchNorm, which knows no CPU; there the same by plain operations.
     """
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -25,7 +25,7 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
             synchronised._buffers = child._buffers
             setattr(module, name, synchronised.train(child.training))
         else:
-            synchronise(child, device)
+            convert_sync_batchnorm(child, device)
 
 
 class PlainSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -43,7 +43,7 @@ class PlainSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         def by_channel(values):
             return values.view(1, -1, *[1] * (x.dim() - 2))
 
-        n = distributed.summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)).item()
+        n = distributed.all_reduce_sum(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)).item()
         mean = _Sum.apply(x.sum(others)) / n
         centred = x - by_channel(mean)
         variance = _Sum.apply(centred.square().sum(others)) / n

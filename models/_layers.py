@@ -50,13 +50,13 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def init_convolutions(net: nn.Module) -> None:
+def init_convolutions(network: nn.Module) -> None:
     """Draw every convolution from a normal distribution of variance 2/(k²·out channels); its bias is zero.
 
     He et al., "Delving Deep into Rectifiers", ICCV 2015, in the fan-out form. Batch norms keep
     PyTorch's weight 1 and bias 0.
     """
-    for layer in net.modules():
+    for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:

@@ -25,34 +25,34 @@ class Wrapped(Classifier):
     ordinary ones (the same values), for they would overwrite what is kept.
 
     name: the network's full name, such as 'torchvision:resnet18'
-    net: images (B, 3, height, width) -> logits (B, num_classes)
-    head: the name in `net` of the linear layer that gives the logits; None if there is no such layer
-    candidates: names in `net` of modules whose results may be stages, in the order of the forward pass
+    network: images (B, 3, height, width) -> logits (B, num_classes)
+    head: the name in `network` of the linear layer that gives the logits; None if there is no such layer
+    candidates: names in `network` of modules whose results may be stages, in the order of the forward pass
     """
 
-    def __init__(self, name: str, net: nn.Module, num_classes: int, head: str | None, candidates: list[str]):
+    def __init__(self, name: str, network: nn.Module, num_classes: int, head: str | None, candidates: list[str]):
         super().__init__(name)
-        for module in net.modules():
+        for module in network.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False
-        self.net, self.num_classes, self.head = net, num_classes, head
+        self.network, self.num_classes, self.head = network, num_classes, head
         self.seen, self.sizes = {}, set()
         self.register_state_dict_post_hook(_take_off)
         self.register_load_state_dict_pre_hook(_put_on)
-        self.layout = find_layout(net, candidates)
+        self.layout = find_layout(network, candidates)
         if head is not None:
-            _before_dropout(net, head).register_forward_pre_hook(partial(self._keep_input, "pooled"))
+            _before_dropout(network, head).register_forward_pre_hook(partial(self._keep_input, "pooled"))
         if self.layout.stages:
-            net.get_submodule(self.layout.after_stem).register_forward_pre_hook(partial(self._keep_input, "stem"))
+            network.get_submodule(self.layout.after_stem).register_forward_pre_hook(partial(self._keep_input, "stem"))
         for stage in self.layout.stages:
-            net.get_submodule(stage).register_forward_hook(partial(self._keep_result, stage))
+            network.get_submodule(stage).register_forward_hook(partial(self._keep_result, stage))
         for relu in self.layout.relus:
-            net.get_submodule(relu).register_forward_pre_hook(partial(self._keep_input, relu))
+            network.get_submodule(relu).register_forward_pre_hook(partial(self._keep_input, relu))
 
     def outputs(self, x: Tensor) -> Outputs:
         self.seen = {}
         try:
-            logits = self.net(x)
+            logits = self.network(x)
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError) as error:
@@ -73,7 +73,7 @@ class Wrapped(Classifier):
 
     def feature_parameters(self):
         """The parameters of everything before the last linear layer; all of them where there is none."""
-        head = {id(p) for p in self.net.get_submodule(self.head).parameters()} if self.head is not None else ()
+        head = {id(p) for p in self.network.get_submodule(self.head).parameters()} if self.head is not None else ()
         return [p for p in self.parameters() if id(p) not in head]
 
     # Bound methods, not closures: a copy of the network has hooks of its own.
@@ -98,24 +98,24 @@ class Layout(NamedTuple):
 
 
 @torch.no_grad()
-def find_layout(net: nn.Module, candidates: list[str]) -> Layout:
+def find_layout(network: nn.Module, candidates: list[str]) -> Layout:
     """See Wrapped; by one pass of a small black image in evaluation mode.
 
     Empty where the network does not take it (those of a fixed size), and where a candidate's result is no map of
     channels first.
     """
-    results, relus, training = {}, {}, net.training
-    hooks = [net.get_submodule(name).register_forward_hook(
+    results, relus, training = {}, {}, network.training
+    hooks = [network.get_submodule(name).register_forward_hook(
         lambda module, inputs, result, name=name: results.update({name: result})) for name in candidates]
     hooks += [module.register_forward_hook(
         lambda module, inputs, result, name=name: relus.update({name: result}))
-        for name, module in net.named_modules() if isinstance(module, nn.ReLU)]
+        for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
     try:
-        net.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+        network.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     except Exception:  # networks of a fixed size raise what their layers happen to
         return Layout()
     finally:
-        net.train(training)
+        network.train(training)
         for hook in hooks:
             hook.remove()
     first, last = {}, {}  # by size, in the order of the pass
@@ -133,17 +133,17 @@ def find_layout(net: nn.Module, candidates: list[str]) -> Layout:
     return Layout(first[sizes[0]], stages, tuple(ends) if len(ends) == len(stages) else ())
 
 
-def _before_dropout(net, head):
+def _before_dropout(network, head):
     """The module that first reads the pooled vector: the head, or the dropout right before it in a Sequential."""
     parent, _, own = head.rpartition(".")
     if own.isdigit() and int(own) > 0:
-        before = net.get_submodule(parent)[int(own) - 1]
+        before = network.get_submodule(parent)[int(own) - 1]
         if isinstance(before, nn.Dropout):
             return before
-    return net.get_submodule(head)
+    return network.get_submodule(head)
 
 
-PREFIX = "net."
+PREFIX = "network."
 
 
 def _take_off(module, state_dict, prefix, local_metadata):

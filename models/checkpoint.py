@@ -61,7 +61,7 @@ def read_checkpoint(path) -> Checkpoint:
     content = _load(path)
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise CheckpointError(f"{path} has no state dict inside but a {kind}: save net.state_dict()")
+        raise CheckpointError(f"{path} has no state dict inside but a {kind}: save network.state_dict()")
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             state_dict, record = content[key], content
@@ -140,9 +140,9 @@ def load_model(path, model_name: str | None = None, num_classes: int | None = No
             hint = f"its weights fit {fitting[0]}: name that, as by a folder {fitting[0]}_vanilla"
         raise CheckpointError(f"{path} does not fit {name}: {differences}; {hint}")
     _check_classes(path, checkpoint, num_classes)
-    net = _built(name, checkpoint.num_classes)
-    net.load_state_dict(checkpoint.state_dict, strict=True)
-    return net.eval(), checkpoint
+    network = _built(name, checkpoint.num_classes)
+    network.load_state_dict(checkpoint.state_dict, strict=True)
+    return network.eval(), checkpoint
 
 
 def names_weights(path) -> bool:
@@ -152,12 +152,12 @@ def names_weights(path) -> bool:
 
 def _published(name, num_classes):
     with torch.random.fork_rng(devices=[]):
-        net = pretrained(name).eval()
+        network = pretrained(name).eval()
     with torch.no_grad():
-        state = net.state_dict()
-    checkpoint = Checkpoint(state, model_name=name, num_classes=_num_classes(state, net.num_classes))
+        state = network.state_dict()
+    checkpoint = Checkpoint(state, model_name=name, num_classes=_num_classes(state, network.num_classes))
     _check_classes(name, checkpoint, num_classes)
-    return net, checkpoint
+    return network, checkpoint
 
 
 def _check_classes(path, checkpoint, num_classes):
@@ -292,7 +292,7 @@ def _checked(path, state_dict: dict) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path}: {_shown(key)} in its state dict is no tensor but of type {type(value).__name__}; "
-                "save net.state_dict() alone"
+                "save network.state_dict() alone"
             )
         if not _is_plain(value):
             raise CheckpointError(
@@ -318,7 +318,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _unwrapped(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS * 2:  # a compiled net in a parallel one, or the other way round
+    for wrapper in WRAPPERS * 2:  # a compiled network in a parallel one, or the other way round
         if all(key.startswith(wrapper) for key in state_dict):
             state_dict = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
     return dict(state_dict)
@@ -341,8 +341,8 @@ def _known(name: str, saying: str) -> str:
 @lru_cache(maxsize=64)
 def _shapes(name: str, num_classes: int) -> dict[str, torch.Size]:
     # Built for real: the meta device would import half of PyTorch's compiler first, over a second.
-    net = _built(name, num_classes)
-    return {key: value.shape for key, value in net.state_dict().items()}
+    network = _built(name, num_classes)
+    return {key: value.shape for key, value in network.state_dict().items()}
 
 
 def _differences(checkpoint: Checkpoint, name: str) -> str:

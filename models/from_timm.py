@@ -48,14 +48,14 @@ def _timm():
     return timm
 
 
-def _wrapped(name, net):
-    head = net.get_classifier() if hasattr(net, "get_classifier") else None
-    linear = [key for key, module in net.named_modules() if module is head and isinstance(module, nn.Linear)]
-    return Wrapped(f"timm:{name}", net, net.num_classes, linear[0] if linear else None, _maps(net))
+def _wrapped(name, network):
+    head = network.get_classifier() if hasattr(network, "get_classifier") else None
+    linear = [key for key, module in network.named_modules() if module is head and isinstance(module, nn.Linear)]
+    return Wrapped(f"timm:{name}", network, network.num_classes, linear[0] if linear else None, _maps(network))
 
 
-def _maps(net):
+def _maps(network):
     """The names in feature_info, the stem's first; none where what follows are single layers (VGG), not blocks."""
-    parts = dict(net.named_modules())
-    named = [info["module"] for info in getattr(net, "feature_info", ()) if info["module"] in parts]
+    parts = dict(network.named_modules())
+    named = [info["module"] for info in getattr(network, "feature_info", ()) if info["module"] in parts]
     return named if all(any(parts[name].children()) for name in named[1:]) else []

@@ -29,9 +29,9 @@ def build(name: str, num_classes: int) -> Wrapped:
     """A new network of a name of `names()`, initialised as torchvision does."""
     from torchvision import models
 
-    net = models.get_model(name, weights=None, num_classes=num_classes)
-    linear = [key for key, m in net.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
-    return Wrapped(f"torchvision:{name}", net, num_classes, linear[-1] if linear else None, _blocks(net))
+    network = models.get_model(name, weights=None, num_classes=num_classes)
+    linear = [key for key, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    return Wrapped(f"torchvision:{name}", network, num_classes, linear[-1] if linear else None, _blocks(network))
 
 
 def pretrained(name: str) -> Wrapped:
@@ -48,21 +48,21 @@ def pretrained(name: str) -> Wrapped:
     place = "the folder hub/checkpoints of TORCH_HOME (default ~/.cache/torch)"
     try:
         state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-        net = build(name, len(weights.meta["categories"]))
-        net.load_state_dict({_today(key): value for key, value in state.items()})
+        network = build(name, len(weights.meta["categories"]))
+        network.load_state_dict({_today(key): value for key, value in state.items()})
     except Exception as error:  # urllib, the readers of PyTorch and load_state_dict each raise their own kinds
         raise ModelError(
             f"the weights of torchvision:{name} cannot be had ({' '.join(str(error).split())[:200]}): put "
             f"{weights.url} into {place}, in place of a damaged file"
         ) from None
-    return net
+    return network
 
 
-def _blocks(net):
+def _blocks(network):
     """The names of the trunk's parts that hold two convolutions or more: blocks, and groups of blocks."""
-    trunk = next((name for name in TRUNKS if hasattr(net, name)), "")
+    trunk = next((name for name in TRUNKS if hasattr(network, name)), "")
     prefix = f"{trunk}." if trunk else ""
-    return [prefix + name for name, part in net.get_submodule(trunk).named_children()
+    return [prefix + name for name, part in network.get_submodule(trunk).named_children()
             if sum(isinstance(module, nn.Conv2d) for module in part.modules()) >= 2]
 
 

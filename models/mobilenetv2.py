@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import conv1x1, conv3x3, global_average, init_convolutions, init_small_linear
 
-# Per group: expansion (1, or the net's), channels at width 1, blocks, stride of the first block.
+# Per group: expansion (1, or the network's), channels at width 1, blocks, stride of the first block.
 GROUPS = (
     (False, 16, 1, 1),
     (True, 24, 2, 1),

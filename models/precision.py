@@ -1,4 +1,4 @@
-"""In what numbers the nets run: float32, or bfloat16 with float32 losses; in which memory format."""
+"""In what numbers the networks run: float32, or bfloat16 with float32 losses; in which memory format."""
 from argparse import Namespace
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from models import Classifier, Outputs
 
 @dataclass(frozen=True)
 class Precision:
-    """How a net is run on a device.
+    """How a network is run on a device.
 
     bf16: under autocast, so convolutions and products in bfloat16; weights, BN statistics and every
         loss stay in float32
@@ -22,25 +22,25 @@ class Precision:
     channels_last: bool = False
     compiled: bool = False
 
-    def prepare(self, net: Classifier) -> Classifier:
-        """The net in the memory format, to be compiled when it first runs; its state dict has the same values."""
+    def prepare(self, network: Classifier) -> Classifier:
+        """The network in the memory format, to be compiled when it first runs; its state dict has the same values."""
         if self.channels_last:
-            net.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
         if self.compiled:
-            net.compile()
-        return net
+            network.compile()
+        return network
 
-    def outputs(self, net: Classifier, images: Tensor, fields: frozenset[str]) -> Outputs:
-        """The net's outputs that `fields` names, in float32; images (B, 3, height, width) float32."""
+    def outputs(self, network: Classifier, images: Tensor, fields: frozenset[str]) -> Outputs:
+        """The network's outputs that `fields` names, in float32; images (B, 3, height, width) float32."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            out = net(images, named=True)
+            out = network(images, named=True)
         return Outputs(**{name: _float(getattr(out, name)) for name in fields})
 
     def in_words(self, device: torch.device) -> str:
         """What a run says of it, as 'float32 with TF32 convolutions, channels_last'."""
-        words = "bfloat16 nets, float32 losses" if self.bf16 else "float32"
+        words = "bfloat16 networks, float32 losses" if self.bf16 else "float32"
         if device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.bf16:
             words += " with TF32 convolutions"
         return words + ", channels_last" * self.channels_last + ", compiled" * self.compiled

@@ -1,7 +1,7 @@
 """ResNets for small images: three stages of basic blocks, depth 6n+2.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with projection
-shortcuts where the shape changes. The "x4" nets are four times as wide in the stages, twice in the stem
+shortcuts where the shape changes. The "x4" networks are four times as wide in the stages, twice in the stem
 (Tian et al., "Contrastive Representation Distillation", ICLR 2020).
 
 Pre-activations: the sum of a stage's last block before its ReLU.

@@ -1,4 +1,4 @@
-"""VGG nets with batch norm and one linear layer, for small images.
+"""VGG networks with batch norm and one linear layer, for small images.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
 without the hidden linear layers; vgg8 has one convolution per stage (Tian et al., "Contrastive
@@ -19,7 +19,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(Classifier):
-    """A VGG net; `convs`: how many 3×3 convolutions in each of the five blocks."""
+    """A VGG network; `convs`: how many 3×3 convolutions in each of the five blocks."""
 
     head_name = "classifier"
 

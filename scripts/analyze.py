@@ -23,15 +23,15 @@ from torch import Tensor
 from dataset import Data, EvalImages
 from helper.cli import Parser
 from helper.record.records import label
-from helper.record.run import FREE
+from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError, guarded
 from helper.util.files import write_bytes
 from scripts import pages
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import (
+    LoadedCheckpoint,
     Predictions,
     Record,
-    Subject,
     add_flags,
     need,
     open_another,
@@ -57,18 +57,18 @@ def main():
         os.makedirs(out, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out} ({error.strerror}): give another --out") from None
-    say(f"{', '.join(member.net.name for member in roles.values())} on the {len(data.test):,} test images of "
+    say(f"{', '.join(member.network.name for member in roles.values())} on the {len(data.test):,} test images of "
         f"{data.name}, {device.type}; then the pictures, into {out}")
     test, labels = EvalImages(data, device), labels_of(roles)
-    nets = {role: measured(labels[role], role, member, predict(member.net, test, options.batch_size))
+    networks = {role: measured(labels[role], role, member, predict(member.network, test, options.batch_size))
             for role, member in roles.items()}
     pictures = {}
-    for name, title, draw, caption in pictures_of(nets, data):
+    for name, title, draw, caption in pictures_of(networks, data):
         say(f"drawing {name}", passing=True)
         pictures[name] = (title, draw(), caption)
         write_bytes(os.path.join(out, f"{name}.png"), pictures[name][1])
     report = os.path.join(out, "report.html")
-    write_bytes(report, report_of(nets, data, pictures).encode())
+    write_bytes(report, report_of(networks, data, pictures).encode())
     say(f"{len(pictures)} pictures")
     print(report)
 
@@ -83,7 +83,7 @@ def options_of(argv):
     return parser.parse_args(argv)
 
 
-def folder_of_run(subject: Subject, options) -> str:
+def folder_of_run(subject: LoadedCheckpoint, options) -> str:
     if not subject.record.args:
         raise UsageError(f"{options.checkpoint} lies in no folder of a run: give --out, a folder for the pictures")
     return subject.record.folder
@@ -98,27 +98,27 @@ def teacher_of(record: Record, options) -> str | None:
 
 
 class Measured(NamedTuple):
-    """A net, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
+    """A network, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
 
     look: tuple
-    subject: Subject
+    subject: LoadedCheckpoint
     predictions: Predictions
     summary: metrics.Summary
     spread: Tensor
     kl: Tensor
 
 
-def measured(name: str, role: str, subject: Subject, p: Predictions) -> Measured:
+def measured(name: str, role: str, subject: LoadedCheckpoint, p: Predictions) -> Measured:
     from scripts.analysis.plots import LOOKS, Look
     return Measured(Look(name, *LOOKS[role]), subject, p, metrics.summary(p.logits, p.labels),
                     metrics.within_class_spread(p.logits, p.labels), metrics.within_class_kl(p.logits, p.labels))
 
 
-def labels_of(roles: dict[str, Subject]) -> dict[str, str]:
-    """A name for each net, such as 'resnet20, kd+IKD'; equal ones are told apart by their trials or files."""
+def labels_of(roles: dict[str, LoadedCheckpoint]) -> dict[str, str]:
+    """A name for each network, such as 'resnet20, kd+IKD'; equal ones are told apart by their trials or files."""
     names = {role: name_of(member) for role, member in roles.items()}
     if "teacher" in names:
-        names["teacher"] = f"teacher {roles['teacher'].net.name}"
+        names["teacher"] = f"teacher {roles['teacher'].network.name}"
     if names.get("against") == names["student"]:
         for role in ("against", "student"):
             trial = roles[role].record.settings.get("trial")
@@ -128,9 +128,9 @@ def labels_of(roles: dict[str, Subject]) -> dict[str, str]:
     return names
 
 
-def name_of(subject: Subject) -> str:
+def name_of(subject: LoadedCheckpoint) -> str:
     settings = subject.record.settings
-    return f"{subject.net.name}, {label(settings)}" if "distill" in settings else subject.net.name
+    return f"{subject.network.name}, {label(settings)}" if "distill" in settings else subject.network.name
 
 
 def trials_of(record: Record) -> list[list[dict]]:
@@ -139,7 +139,7 @@ def trials_of(record: Record) -> list[list[dict]]:
         return [line for line in r.log if line["phase"] == "train"]
 
     def same(r):
-        return {k: v for k, v in r.settings.items() if k not in FREE | {"trial"}}
+        return {k: v for k, v in r.settings.items() if k not in RESUME_IGNORED_OPTIONS | {"trial"}}
 
     own = epochs(record)
     trials = [own] if own else []
@@ -152,17 +152,17 @@ def trials_of(record: Record) -> list[list[dict]]:
     return trials
 
 
-def pictures_of(nets: dict[str, Measured], data: Data):
+def pictures_of(networks: dict[str, Measured], data: Data):
     """(file's name, title, what draws it, caption in HTML) of each picture there is something to draw for."""
     from scripts.analysis import plots
     from scripts.pages import formula as f
     layout = plots.layout_of(data.classes, data.superclasses)
-    student, teacher, against = nets["student"], nets.get("teacher"), nets.get("against")
-    everyone, students = list(nets.values()), [net for net in (against, student) if net]
+    student, teacher, against = networks["student"], networks.get("teacher"), networks.get("against")
+    everyone, students = list(networks.values()), [network for network in (against, student) if network]
     order = ("Classes stand by superclass, thin lines between them." if data.superclasses else
              "Classes stand in the data's order.")
 
-    runs = [(net.look, trials) for net in students if (trials := trials_of(net.subject.record))]
+    runs = [(network.look, trials) for network in students if (trials := trials_of(network.subject.record))]
     if runs and runs[-1][0] is student.look:
         yield ("curves", "The run", lambda: plots.png(
             plots.curves, runs, teacher and (teacher.look, teacher.summary.top1)), curves_caption(runs))
@@ -173,10 +173,10 @@ def pictures_of(nets: dict[str, Measured], data: Data):
         f"Row {f('c')} is {f('m_c = (1/n_c) Σ_{i: y_i=c} z_i')}, the mean logits of the test images of class "
         f"{f('c')}. Such a row, of the teacher's logits over the training views of the first epoch, is what IKD pulls "
         f"every student's prediction for that class towards. {order} Dark off the diagonal: classes that look alike to "
-        "the net. The shades span what lies off the diagonal; the diagonal itself is beyond them.")
+        "the network. The shades span what lies off the diagonal; the diagonal itself is beyond them.")
 
     yield ("spread", "Spread within each class", lambda: plots.png(
-        plots.spread_by_class, [(net.look, net.spread) for net in everyone], layout),
+        plots.spread_by_class, [(network.look, network.spread) for network in everyone], layout),
         f"{f('S_c = (1/n_c) Σ_{i: y_i=c} ‖p_i − p̄_c‖²')}, with the softmax predictions {f('p_i')} for the class's "
         f"test images and their mean {f('p̄_c')}: the further to the left, the more alike the images of a class are "
         "answered, which is what IKD is for. Sure and right, and sure of one wrong class, both give 0, so read it "
@@ -195,17 +195,16 @@ def pictures_of(nets: dict[str, Measured], data: Data):
     yield "tsne", "Pooled features", lambda: tsne_picture(everyone, data, layout), tsne_caption(data)
 
     if teacher:
-        matrices = {net.look: metrics.logit_correlation(net.predictions.logits) for net in everyone}
+        matrices = {network.look: metrics.logit_correlation(network.predictions.logits) for network in everyone}
         yield ("correlations", "Correlation of logits", lambda: plots.png(
             plots.correlations, (teacher.look, matrices[teacher.look]),
-            [(net.look, matrices[net.look]) for net in students], layout),
+            [(network.look, matrices[network.look]) for network in students], layout),
             f"{f('ρ(j, k)')} is Pearson's correlation, over all test images, of the logits of classes {f('j')} and "
             f"{f('k')}. {order} The difference to the teacher's is shown as {f('|ρ − ρ_{teacher}|')}: the paler, the "
             "more of the teacher's view of which classes go together has come across. Its mean is over "
             f"{f('j ≠ k')}; the shades end at the 99.5th percentile.")
 
-    bins = [(net.look, metrics.reliability(net.predictions.logits, net.predictions.labels), net.summary.ece)
-            for net in everyone]
+    bins = [(m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone]
     yield ("reliability", "Calibration", lambda: plots.png(plots.reliability, bins),
            f"The test images in {metrics.BINS} bins of confidence, {f('max_k p(k)')}. A bar that ends at its black "
            "mark is calibrated: of the answers given with 70&nbsp;% confidence 70&nbsp;% are right; a mark above the "
@@ -213,10 +212,10 @@ def pictures_of(nets: dict[str, Measured], data: Data):
            f"images are; a bin with less than {100 * plots.RARE:g}&nbsp;% of them is pale above.")
 
 
-def class_mean_logits(net: Measured) -> Tensor:
+def class_mean_logits(network: Measured) -> Tensor:
     """(C, C), a class a row."""
-    logits = net.predictions.logits
-    return metrics.class_means(logits, net.predictions.labels, logits.shape[1])
+    logits = network.predictions.logits
+    return metrics.class_means(logits, network.predictions.labels, logits.shape[1])
 
 
 def curves_caption(runs) -> str:
@@ -235,17 +234,17 @@ def tsne_classes(data: Data, layout) -> list[int]:
     return [layout.order[k * len(data.classes) // number] for k in range(number)]
 
 
-def tsne_picture(nets: list[Measured], data: Data, layout) -> bytes:
+def tsne_picture(networks: list[Measured], data: Data, layout) -> bytes:
     from sklearn.manifold import TSNE
 
     from scripts.analysis import plots
-    chosen, labels = tsne_classes(data, layout), nets[0].predictions.labels
+    chosen, labels = tsne_classes(data, layout), networks[0].predictions.labels
     index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in chosen])
     place = {c: k for k, c in enumerate(chosen)}
     points = [TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3)).fit_transform(
-        net.predictions.pooled[index].numpy()) for net in nets]
+        network.predictions.pooled[index].numpy()) for network in networks]
     names = [layout.names[layout.order.index(c)] for c in chosen]
-    return plots.png(plots.tsne, [(net.look, p) for net, p in zip(nets, points, strict=True)],
+    return plots.png(plots.tsne, [(network.look, p) for network, p in zip(networks, points, strict=True)],
                         np.array([place[c] for c in labels[index].tolist()]), names)
 
 
@@ -257,41 +256,41 @@ def tsne_caption(data: Data) -> str:
             "neighbours means something; distances between clusters, their sizes and the orientation do not.")
 
 
-def report_of(nets: dict[str, Measured], data: Data, pictures: dict) -> str:
+def report_of(networks: dict[str, Measured], data: Data, pictures: dict) -> str:
     """report.html."""
-    student, teacher = nets["student"], nets.get("teacher")
+    student, teacher = networks["student"], networks.get("teacher")
     title = f"{student.look.label} on {data.name}"
     head = ["", "parameters", "top-1, %", "top-5, %", "NLL", "ECE", "spread", "D, nats"]
-    rows = [[net.look.label, f"{cost.parameters(net.subject.net):,}", f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.nll:.3f}",
-             f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"] for net in nets.values() for s in [net.summary]]
+    rows = [[m.look.label, f"{cost.parameters(m.subject.network):,}", f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.nll:.3f}",
+             f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"] for m in networks.values() for s in [m.summary]]
     if teacher:
         means = class_mean_logits(teacher)
         head.append("to m, nats")
-        for row, net in zip(rows, nets.values(), strict=True):
-            distance = metrics.ikd_distance(net.predictions.logits, net.predictions.labels, means)
+        for row, network in zip(rows, networks.values(), strict=True):
+            distance = metrics.ikd_distance(network.predictions.logits, network.predictions.labels, means)
             row.append(f"{metrics.mean(distance):.4f}")
-    parts = [f"<h1>{escape(title)}</h1>", facts(nets, data), pages.table(head, rows),
-             "<p>" + in_short(nets, len(data.classes)) + "</p>"]
+    parts = [f"<h1>{escape(title)}</h1>", facts(networks, data), pages.table(head, rows),
+             "<p>" + in_short(networks, len(data.classes)) + "</p>"]
     for name, (heading, image, caption) in pictures.items():
         parts += [f"<h2>{escape(heading)}</h2>", pages.figure(image, f"{heading} ({name}.png)", caption)]
-    parts += ["<h2>Every class</h2>", class_table(nets, data)]
+    parts += ["<h2>Every class</h2>", class_table(networks, data)]
     return pages.page(title, parts)
 
 
-def facts(nets, data) -> str:
-    where = "; ".join(f"{net.look.label}: {net.subject.path}" for net in nets.values())
+def facts(networks, data) -> str:
+    where = "; ".join(f"{network.look.label}: {network.subject.path}" for network in networks.values())
     return (f'<p class="facts">{len(data.test):,} test images, {len(data.classes)} classes. {escape(where)}.<br>'
             f"{time.strftime('%Y-%m-%d')}, PyTorch {torch.__version__}, "
             f"<code>{escape(shlex.join(['python', *sys.argv]))}</code></p>")
 
 
-def in_short(nets: dict[str, Measured], classes: int) -> str:
+def in_short(networks: dict[str, Measured], classes: int) -> str:
     """What the table's last columns are, and how the spread changed, in a few sentences of HTML."""
     from scripts.pages import formula as f
-    student, base = nets["student"], nets.get("against") or nets.get("teacher")
+    student, base = networks["student"], networks.get("against") or networks.get("teacher")
     text = (f"Spread and {f('D')} say how far the predictions for images of one class lie apart: means over the "
             "classes of what is defined below. ")
-    if "teacher" in nets:
+    if "teacher" in networks:
         text += (f"To {f('m')} is IKD's own distance at {f('T')} = 1, {f('KL(softmax m_y ‖ p)')}, to the teacher's "
                  "class-mean logits. ")
     if base:
@@ -303,18 +302,18 @@ def in_short(nets: dict[str, Measured], classes: int) -> str:
     return text
 
 
-def class_table(nets: dict[str, Measured], data: Data) -> str:
-    """Every class with each net's accuracy and consistency."""
+def class_table(networks: dict[str, Measured], data: Data) -> str:
+    """Every class with each network's accuracy and consistency."""
     from scripts.analysis.plots import layout_of
     names = [data.classes] + ([data.superclasses] if data.superclasses else [])
     head, columns = ["class", "superclass"][: len(names)], []
-    for net in nets.values():
+    for network in networks.values():
         head += ["top-1, %", "spread", "D, nats"]
-        columns += [(metrics.class_accuracy(net.predictions.logits, net.predictions.labels), ".1f"),
-                    (net.spread, ".4f"), (net.kl, ".4f")]
+        columns += [(metrics.class_accuracy(network.predictions.logits, network.predictions.labels), ".1f"),
+                    (network.spread, ".4f"), (network.kl, ".4f")]
     rows = [[*(column[c].replace("_", " ") for column in names), *(f"{column[c]:{form}}" for column, form in columns)]
             for c in layout_of(data.classes, data.superclasses).order]
-    return pages.table(head, rows, len(names), tuple((net.look.label, 3) for net in nets.values()))
+    return pages.table(head, rows, len(names), tuple((network.look.label, 3) for network in networks.values()))
 
 
 if __name__ == "__main__":

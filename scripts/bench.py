@@ -7,7 +7,7 @@ python scripts/bench.py --compile             # with a row for --compile, which 
 Images and weights are random, so nothing has to be there. Every variant lives in a process of its own, and
 they take turns, a few steps each, so that a drift of the machine's speed meets all alike; the figure
 of a variant is the median of its turns. The floor is counted: multiplications and additions of the
-nets, and bytes of weights and images, over the matrix rate and the bandwidth measured in the same run.
+networks, and bytes of weights and images, over the matrix rate and the bandwidth measured in the same run.
 """
 import argparse
 import multiprocessing
@@ -32,7 +32,7 @@ from dataset.views import views_of
 from distiller_zoo import METHODS, Setup
 from helper.cli import student_options
 from helper.cuda_graph import CapturedSteps, side_stream
-from helper.loop import LiveTeacher, Phase, lessons, sgd, train_step
+from helper.loop import LiveTeacher, Phase, distill_batches, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
 from helper.teacher.cache import CachedTeacher
@@ -99,7 +99,7 @@ def our_steps(variant: Variant, a, device: torch.device):
     options = student_options(["--path_t", "none", "--model_s", a.student, "--distill", "dkd", "--avg", "6.5",
                                "--intra_T", "1"])
     with torch.no_grad():
-        outputs = [net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher)]
+        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher)]
     setup = Setup(*outputs, student.name, teacher.name, data.train.labels, a.classes)
     objective = student_objective(METHODS["dkd"](setup, options), setup, options).to(device)
     precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
@@ -118,7 +118,7 @@ def our_steps(variant: Variant, a, device: torch.device):
             epoch += 1
             phase.objective.start_epoch(epoch, torch.Generator(device))
             plan = dataset.epoch_plan(IMAGES, True, 0, "1", "train", epoch)
-            for batch, outputs in lessons(phase, views, plan, a.batch_size):
+            for batch, outputs in distill_batches(phase, views, plan, a.batch_size):
                 if len(batch.labels) == a.batch_size:
                     take(phase, batch, outputs, meters)
                     yield
@@ -193,7 +193,7 @@ def steps_of(variant, a, device):
     return published_style_steps(a, device) if variant.published else our_steps(variant, a, device)
 
 
-def synchronise(device):
+def convert_sync_batchnorm(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -206,11 +206,11 @@ def worker(pipe, variant, a, threads=None):
     device = torch.device(a.device)
     steps = steps_of(variant, a, device)
     for number in iter(pipe.recv, None):
-        synchronise(device)
+        convert_sync_batchnorm(device)
         started = time.perf_counter()
         for _ in range(number):
             next(steps)
-        synchronise(device)
+        convert_sync_batchnorm(device)
         seconds = (time.perf_counter() - started) / number
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -262,10 +262,10 @@ def best_seconds(work, device):
     """The shortest of ten runs after two for warming up."""
     times = []
     for _ in range(12):
-        synchronise(device)
+        convert_sync_batchnorm(device)
         started = time.perf_counter()
         work()
-        synchronise(device)
+        convert_sync_batchnorm(device)
         times.append(time.perf_counter() - started)
     return min(times[2:])
 
@@ -276,11 +276,11 @@ def floor_of(variant, a, rates, bandwidth) -> float:
     from torch.utils.flop_counter import FlopCounterMode
     flops = weights = 0
     for name, passes in ((a.student, 3), *(() if variant.cached else ((a.teacher, 1),))):
-        net = model_dict[name](num_classes=a.classes).eval()
+        network = model_dict[name](num_classes=a.classes).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(torch.zeros(1, 3, 32, 32))
+            network(torch.zeros(1, 3, 32, 32))
         flops += passes * counter.get_total_flops() * a.batch_size
-        weights += sum(p.numel() for p in net.parameters()) * (5 if passes == 3 else 1)
+        weights += sum(p.numel() for p in network.parameters()) * (5 if passes == 3 else 1)
     return max(flops / rates[variant.bf16], 4 * weights / bandwidth)
 
 

@@ -20,16 +20,16 @@ from helper.cli import Parser
 from helper.util.errors import UsageError, guarded
 from helper.util.files import write_json
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import Predictions, Subject, add_flags, open_subject, predict, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, Predictions, add_flags, open_subject, predict, say
 
 
 def main():
     options = options_of(sys.argv[1:])
     subject, data, device = open_subject(options)
-    say(f"{subject.path}: {subject.net.name} on the {len(data.test):,} test images of {data.name}, {device.type}")
+    say(f"{subject.path}: {subject.network.name} on the {len(data.test):,} test images of {data.name}, {device.type}")
     test = EvalImages(data, device)
-    found = measure(subject, data, predict(subject.net, test, options.batch_size))
-    found |= cost_of(subject.net, test, options.batch_size)
+    found = measure(subject, data, predict(subject.network, test, options.batch_size))
+    found |= cost_of(subject.network, test, options.batch_size)
     if options.json is None:
         print(table(found))
     elif options.json == "-":
@@ -50,11 +50,11 @@ def options_of(argv):
     return options
 
 
-def measure(subject: Subject, data: Data, p: Predictions) -> dict:
+def measure(subject: LoadedCheckpoint, data: Data, p: Predictions) -> dict:
     """Everything that the predictions say, as plain data; a figure that no image decides is None."""
     total, classes = metrics.summary(p.logits, p.labels), len(data.classes)
     found = {
-        "checkpoint": subject.path, "model": subject.net.name, "dataset": data.name, "classes": classes,
+        "checkpoint": subject.path, "model": subject.network.name, "dataset": data.name, "classes": classes,
         "images": total.images, "top1": total.top1, "top5": total.top5, "nll": total.nll,
         "ece": total.ece, "ece_bins": metrics.BINS,
         "consistency": {"spread": total.spread, "kl": total.kl, "ikd": total.ikd},
@@ -85,14 +85,14 @@ def rows(names: dict, columns: dict) -> list[dict]:
              for key, v in zip(values, row, strict=True)} for row in zip(*values.values(), strict=True)]
 
 
-def cost_of(net, test: EvalImages, batch_size: int) -> dict:
+def cost_of(network, test: EvalImages, batch_size: int) -> dict:
     """Parameters, FLOPs an image, and the latency of 1 image and of a batch."""
     images, _ = next(test.batches(batch_size))
     device = images.device
-    timed = [cost.latency(net, images[:n]) for n in sorted({1, len(images)})]
+    timed = [cost.latency(network, images[:n]) for n in sorted({1, len(images)})]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
-        "parameters": cost.parameters(net), "flops": cost.flops(net, images[:1]),
+        "parameters": cost.parameters(network), "flops": cost.flops(network, images[:1]),
         "latency": {"device": name, "batches": [
             {"images": t.images, "median_ms": 1000 * t.median, "runs": t.runs} for t in timed]},
         "versions": {"torch": torch.__version__},

@@ -1,4 +1,4 @@
-"""Export a checkpoint's net alone, as safetensors and as ONNX, with a card of what it is and what it scores.
+"""Export a checkpoint's network alone, as safetensors and as ONNX, with a card of what it is and what it scores.
 
 python scripts/export.py save/models/resnet56_vanilla/ckpt_epoch_240.pth --out resnet56
 
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from dataset import Data, EvalImages
 from helper.cli import Parser
-from helper.record.run import FREE
+from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_bytes
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import Subject, add_flags, need, open_subject, predict, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_subject, predict, say
 
 ATOL, RTOL = 1e-4, 1e-4
 CHECKED = 512
@@ -37,14 +37,14 @@ def main():
     options = options_of(sys.argv[1:])
     need("scripts/export.py", "safetensors", "onnx", "onnxscript", "onnxruntime")
     subject, data, device = open_subject(options)
-    say(f"{subject.path}: {subject.net.name} goes to {options.out} as safetensors and ONNX; measured on the "
+    say(f"{subject.path}: {subject.network.name} goes to {options.out} as safetensors and ONNX; measured on the "
         f"{len(data.test):,} test images of {data.name}, {device.type}")
     test = EvalImages(data, device)
-    predictions = predict(subject.net, test, options.batch_size)
-    net, images = subject.net.cpu(), next(EvalImages(data, torch.device("cpu")).batches(CHECKED))[0]
-    exported = onnx_of(net, images)
-    difference = check_onnx(exported, net, images)
-    files = {f"{net.name}.safetensors": safetensors_of(net, data), f"{net.name}.onnx": exported}
+    predictions = predict(subject.network, test, options.batch_size)
+    network, images = subject.network.cpu(), next(EvalImages(data, torch.device("cpu")).batches(CHECKED))[0]
+    exported = onnx_of(network, images)
+    difference = check_onnx(exported, network, images)
+    files = {f"{network.name}.safetensors": safetensors_of(network, data), f"{network.name}.onnx": exported}
     text = card(subject, data, predictions, files, difference, min(CHECKED, len(test)))
     os.makedirs(options.out, exist_ok=True)
     for name, content in (files | {"README.md": text.encode()}).items():
@@ -53,7 +53,7 @@ def main():
 
 
 def options_of(argv):
-    parser = Parser(prog="export.py", description="Export a checkpoint's net as safetensors and ONNX, with a card.")
+    parser = Parser(prog="export.py", description="Export a checkpoint's network as safetensors and ONNX, with a card.")
     add_flags(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
     options = parser.parse_args(argv)
@@ -65,27 +65,27 @@ def options_of(argv):
     return options
 
 
-def safetensors_of(net: nn.Module, data: Data) -> bytes:
+def safetensors_of(network: nn.Module, data: Data) -> bytes:
     """The state dict in the safetensors format; what the logits and the pixels mean is in its metadata."""
     from safetensors.torch import save
-    tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
-    return save(tensors, {"format": "pt", "model_name": net.name, "dataset": data.name,
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    return save(tensors, {"format": "pt", "model_name": network.name, "dataset": data.name,
                           "classes": json.dumps(data.classes), "mean": json.dumps(data.mean),
                           "std": json.dumps(data.std)})
 
 
-def onnx_of(net: nn.Module, images: Tensor) -> bytes:
-    """The net as an ONNX model from `images` (batch, 3, height, width) to `logits` (batch, classes), batch free."""
+def onnx_of(network: nn.Module, images: Tensor) -> bytes:
+    """The network as an ONNX model from `images` (batch, 3, height, width) to `logits` (batch, classes), batch free."""
     # The exporter remarks on itself, on both outputs.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            net, (images[:2],), dynamo=True, verbose=False, external_data=False, input_names=["images"],
+            network, (images[:2],), dynamo=True, verbose=False, external_data=False, input_names=["images"],
             output_names=["logits"], dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
     return program.model_proto.SerializeToString()
 
 
-def check_onnx(exported: bytes, net: nn.Module, images: Tensor) -> float:
+def check_onnx(exported: bytes, network: nn.Module, images: Tensor) -> float:
     """The greatest difference of a logit between onnxruntime and PyTorch, for the first image alone and for all.
 
     Raises RunError if one is beyond ATOL + RTOL·|logit|.
@@ -95,7 +95,7 @@ def check_onnx(exported: bytes, net: nn.Module, images: Tensor) -> float:
     greatest = 0.0
     for batch in (images[:1], images):
         with torch.inference_mode():
-            expected = net(batch)
+            expected = network(batch)
         found = torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
         difference = (found - expected).abs()
         if not (difference <= ATOL + RTOL * expected.abs()).all():
@@ -105,20 +105,21 @@ def check_onnx(exported: bytes, net: nn.Module, images: Tensor) -> float:
     return greatest
 
 
-def card(subject: Subject, data: Data, predictions, files: dict[str, bytes], difference: float, checked: int) -> str:
+def card(subject: LoadedCheckpoint, data: Data, predictions, files: dict[str, bytes], difference: float,
+         checked: int) -> str:
     """The README.md of an export."""
-    net, test = subject.net, metrics.summary(predictions.logits, predictions.labels)
+    network, test = subject.network, metrics.summary(predictions.logits, predictions.labels)
     channels, height, width = data.test.images.shape[1:]
     weights, model = files
-    flops = cost.flops(net, torch.zeros(1, channels, height, width))
+    flops = cost.flops(network, torch.zeros(1, channels, height, width))
     said = subject.checkpoint
     shape = f"{channels}, {height}, {width}"
     stated = [f"epoch {said.epoch}"] if said.epoch is not None else []
     stated += [f"accuracy {said.accuracy:.2f}"] if said.accuracy is not None else []
     return f"""\
-# {net.name} on {data.name}
+# {network.name} on {data.name}
 
-{net.name}, {cost.parameters(net):,} parameters, {flops / 1e6:,.1f} MFLOPs an image: from RGB images of \
+{network.name}, {cost.parameters(network):,} parameters, {flops / 1e6:,.1f} MFLOPs an image: from RGB images of \
 {width}×{height} pixels to the logits of {len(data.classes)} classes.
 
 | file | what | SHA-256 |
@@ -159,9 +160,9 @@ With PyTorch, from the root of this exporter's repository, FOLDER being the fold
 from safetensors.torch import load_file
 from models import model_dict
 
-net = model_dict["{net.name}"](num_classes={len(data.classes)})
-net.load_state_dict(load_file("FOLDER/{weights}"))
-net.eval()
+network = model_dict["{network.name}"](num_classes={len(data.classes)})
+network.load_state_dict(load_file("FOLDER/{weights}"))
+network.eval()
 ```
 
 With onnxruntime, `pixels` being a NumPy array (batch, {shape}) of 0..255:
@@ -178,7 +179,7 @@ images = (np.float32(pixels) / 255 - mean) / std
 """
 
 
-def trained(subject: Subject) -> str:
+def trained(subject: LoadedCheckpoint) -> str:
     """What the run's args.json and result.json say, in Markdown."""
     args, result = subject.record.args, subject.record.result
     if not args:
@@ -190,7 +191,7 @@ def trained(subject: Subject) -> str:
         lines += [f"Loss: {args['facts']['loss']}", ""]
     if result:
         lines += [*_rows("of the run", result), ""]
-    settings = {key: value for key, value in subject.record.settings.items() if key not in FREE}
+    settings = {key: value for key, value in subject.record.settings.items() if key not in RESUME_IGNORED_OPTIONS}
     return "\n".join([*lines, *_rows("setting", settings)]) + "\n"
 
 

@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     source: str
 
 
-# Not here, so left to the scripts: the rate of cifar100, which depends on the net (0.05, or 0.01 for MobileNetV2,
+# Not here, so left to the scripts: the rate of cifar100, which depends on the network (0.05, or 0.01 for MobileNetV2,
 # ShuffleV1 and ShuffleV2), and its warm-up (20 epochs for students, as IKD; none for teachers, as CRD).
 SCHEDULES = {
     "cifar100": (
@@ -127,7 +127,7 @@ def note(options) -> str | None:
     """A line where the recipe says nothing of the run's method and pair."""
     if not options.recipe or weights(options.recipe, options.distill, options.path_t, options.model_s):
         return None
-    return (f"recipe {options.recipe} has no published weights for {options.distill} and these nets: "
+    return (f"recipe {options.recipe} has no published weights for {options.distill} and these networks: "
             "those of this run are the method's own defaults, or given")
 
 

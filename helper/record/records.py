@@ -6,11 +6,11 @@ from pathlib import Path
 
 from distiller_zoo import METHODS, Method
 from helper.cli import flags_of
-from helper.record.run import FREE
+from helper.record.run import RESUME_IGNORED_OPTIONS
 
 # No part of a row's identity: what does not touch the result, the trial, what the pair says (model_s), and what
 # the identity has in a resolved form (fast, teacher_cache, path_t).
-_LEFT_OUT = FREE | {"trial", "model_s", "fast", "teacher_cache", "path_t"}
+_LEFT_OUT = RESUME_IGNORED_OPTIONS | {"trial", "model_s", "fast", "teacher_cache", "path_t"}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from models import Classifier
 from models.precision import Precision
 
 # A restart may change these: they do not touch the result.
-FREE = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir", "overwrite", "resume"}
+RESUME_IGNORED_OPTIONS = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir",
+                          "overwrite", "resume"}
 STATE = "resume.pth"
 
 
@@ -31,7 +32,7 @@ class Run:
     """A run's folder, held by this process alone.
 
     args.json: everything resolved; log.jsonl: a line an epoch; {model}_best.pth, ckpt_epoch_{e}.pth,
-    {model}_last.pth: checkpoints of the net alone; resume.pth: what going on needs; result.json: the end.
+    {model}_last.pth: checkpoints of the network alone; resume.pth: what going on needs; result.json: the end.
     Scalars go to a folder of the same name under `scalars`.
 
     earlier: the settings of the run that is gone on with; empty for a new one
@@ -43,10 +44,10 @@ class Run:
     # in memory until a later epoch, or a signal, has it written.
     SAVE_SHARE = 0.05
 
-    def __init__(self, options: Namespace, folders: tuple[str, str], name: str, net: Classifier, data: Data):
+    def __init__(self, options: Namespace, folders: tuple[str, str], name: str, network: Classifier, data: Data):
         self.options, self.settings, self.data = options, vars(options), data
         self.folder, self.scalar_folder = (os.path.join(options.save_dir, folder, name) for folder in folders)
-        self.model_name, self.num_classes = net.name, len(data.classes)
+        self.model_name, self.num_classes = network.name, len(data.classes)
         self.best = {"top1": -1.0}
         self.lines, self.state, self.stop_signal = [], None, None
         self.saved_at = self.save_seconds = 0.0
@@ -146,7 +147,7 @@ class Run:
             self.logger.log_value(f"{phase.name}_steps/{name}", value, step)
 
     def checkpoint(self, name, phase, epoch, accuracy) -> None:
-        """A checkpoint of the net alone: plain data, read by load_model."""
+        """A checkpoint of the network alone: plain data, read by load_model."""
         write_torch(self._path(name), {
             "model": phase.student.state_dict(), "epoch": epoch, "accuracy": accuracy,
             "optimizer": phase.optimizer.state_dict(), "model_name": self.model_name, "num_classes": self.num_classes,
@@ -177,7 +178,7 @@ class Run:
 
         together: all processes ask at once, and stop at once, whichever of them the signal has reached
         """
-        signum = distributed.highest(self.stop_signal or 0) if together else self.stop_signal
+        signum = distributed.all_reduce_max(self.stop_signal or 0) if together else self.stop_signal
         if signum:
             self._write_state()
             raise Interrupted(signum)
@@ -217,7 +218,7 @@ class Run:
                              f"{'are' if now > 1 else 'is'} {now} now: start as many, or give another --trial, or "
                              "--overwrite to start afresh")
         differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
-                  if key not in FREE and key in held and held[key] != value]
+                  if key not in RESUME_IGNORED_OPTIONS and key in held and held[key] != value]
         if differ:
             raise UsageError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}): "
                              "give another --trial, or --overwrite to start afresh")
@@ -246,7 +247,7 @@ class Run:
                              "or give --overwrite to start afresh") from None
 
 
-class Follower(Run):
+class NullRecord(Run):
     """The run of a process that is not the first: it holds what the first one has read, and writes nothing."""
 
     def __init__(self, options: Namespace, held: tuple):
@@ -277,16 +278,16 @@ class Follower(Run):
         pass
 
 
-def open_run(options: Namespace, folders: tuple[str, str], name: str, net: Classifier, data: Data) -> Run:
+def open_run(options: Namespace, folders: tuple[str, str], name: str, network: Classifier, data: Data) -> Run:
     """The Run of these arguments; of several processes the first has it, and the others follow. Raises as Run."""
     own = []
 
     def held():
-        own.append(Run(options, folders, name, net, data))
+        own.append(Run(options, folders, name, network, data))
         return own[0].result, own[0].held, own[0].earlier
 
-    told = distributed.of_first(held)
-    return own[0] if own else Follower(options, told)
+    told = distributed.broadcast_from_rank0(held)
+    return own[0] if own else NullRecord(options, told)
 
 
 def _copied(state):
@@ -306,11 +307,11 @@ def _describe(device):
 
 
 def _others(o):
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return ""
     norm = "over all of it" if o.sync_bn else "by process"
-    return (f", in each of {distributed.count()} processes, which share a batch: "
-            f"{o.batch_size // distributed.count()} images each, batch norm {norm}")
+    return (f", in each of {distributed.world_size()} processes, which share a batch: "
+            f"{o.batch_size // distributed.world_size()} images each, batch norm {norm}")
 
 
 def _commit():

@@ -106,11 +106,11 @@ class Cache:
     widths: by field, the length of its vectors
     """
 
-    def __init__(self, root: str, net: Classifier, data: Data, dtype: str, device: torch.device,
+    def __init__(self, root: str, network: Classifier, data: Data, dtype: str, device: torch.device,
                  widths: dict[str, int]):
         self.arithmetic = f"{arithmetic(device)} on {device.type}"
-        self.key = key_of(net, data, dtype, self.arithmetic)
-        self.root, self.folder = root, os.path.join(root, f"{net.name}_{data.name}_{dtype}_{self.key[:16]}")
+        self.key = key_of(network, data, dtype, self.arithmetic)
+        self.root, self.folder = root, os.path.join(root, f"{network.name}_{data.name}_{dtype}_{self.key[:16]}")
         self.shape, self.flip = (len(data.train), len(views_of(data.flip))), data.flip
         self.rows = self.shape[0] * self.shape[1]
         self.dtype, self.widths = DTYPES[dtype], widths
@@ -163,14 +163,14 @@ class Cache:
             place = os.path.dirname(place)
         return needed, shutil.disk_usage(place).free
 
-    def prepare(self, fields: list[str], net: Classifier, views: TrainViews, stop: Callable[[], None]) -> None:
+    def prepare(self, fields: list[str], network: Classifier, views: TrainViews, stop: Callable[[], None]) -> None:
         """Bring the files of these fields into being, empty where they are not there; what is there is held
         against the teacher, and begun afresh where it is not its outputs.
 
         stop: called while another process does the same; may raise to give up
         Raises UsageError where the disk is too small or the folder cannot be written.
         """
-        net.eval()
+        network.eval()
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
@@ -179,7 +179,7 @@ class Cache:
             while not locks.take(0):
                 stop()
                 time.sleep(0.1)
-            fault = self._fault(fields, net, views)
+            fault = self._fault(fields, network, views)
             if fault is not None:
                 print(f"the teacher cache {self.folder} cannot be used ({fault}): building it afresh", flush=True)
                 # Removed, not overwritten: a process that has mapped a file keeps what it read.
@@ -199,7 +199,7 @@ class Cache:
                     "format": FORMAT, "key": self.key, "images": self.shape[0], "views": self.shape[1],
                     "dtype": str(self.dtype).removeprefix("torch."), "arithmetic": self.arithmetic})
 
-    def fill(self, fields: list[str], rows: np.ndarray | None, net: Classifier, views: TrainViews, batch_size: int,
+    def fill(self, fields: list[str], rows: np.ndarray | None, network: Classifier, views: TrainViews, batch_size: int,
              stop: Callable[[], None]) -> None:
         """Bring these rows (ascending; None for all) of these fields onto the disk, after `prepare`. The work is
         shared with the processes that do the same at the same time.
@@ -224,7 +224,7 @@ class Cache:
                 for number, part in blocks:
                     done = len(rows) - int(_missing(marks, rows).sum())
                     if locks.take(number):
-                        self._compute(part[_missing(marks, part)], marks, files, net, views, batch_size, stop,
+                        self._compute(part[_missing(marks, part)], marks, files, network, views, batch_size, stop,
                                       lambda here, done=done: progress.show(done + here))
                         locks.let_go(number)
                     else:
@@ -245,7 +245,7 @@ class Cache:
         return flat.view(self.dtype).view(*self.shape, self.widths[name])
 
     @torch.inference_mode()
-    def _fault(self, fields, net, views):
+    def _fault(self, fields, network, views):
         """What is wrong with the folder, in words, or None; what it holds is compared with the teacher."""
         for name in fields:
             try:
@@ -255,22 +255,22 @@ class Cache:
             if len(held) == 0:
                 continue
             rows = torch.from_numpy(held[np.linspace(0, len(held) - 1, 64).astype(int)])
-            live = getattr(self._outputs(rows, net, views), name).float().cpu()
+            live = getattr(self._outputs(rows, network, views), name).float().cpu()
             stored = self.table(name).flatten(0, 1)[rows].float()
             # Wide enough for other kernels, TF32 and float16, far too narrow for another teacher or for zeros.
             if not (stored - live).abs().max() <= 0.01 * live.abs().max():
                 return f"{name}.bin does not hold this teacher's outputs"
         return None
 
-    def _outputs(self, rows, net, views):
+    def _outputs(self, rows, network, views):
         """The teacher's named outputs for rows, (m,) int64 on the CPU."""
         index = (rows // self.shape[1]).to(views.labels.device)
         view = views_of(self.flip)[rows % self.shape[1]].to(views.labels.device)
         with torch.autocast(index.device.type, enabled=False):
-            return net(views.gather(index, view), named=True)
+            return network(views.gather(index, view), named=True)
 
     @torch.inference_mode()
-    def _compute(self, rows, marks, files, net, views, batch_size, stop, show):
+    def _compute(self, rows, marks, files, network, views, batch_size, stop, show):
         """Compute these rows of the fields that lack them, write them, and mark them once they are on the disk.
 
         rows: (m,) int64, ascending; show: called with the number of rows done
@@ -292,7 +292,7 @@ class Cache:
                     first, saved = save(start), time.monotonic()
                 # Every batch is a full one: the last is filled up with rows that were there before.
                 part = torch.from_numpy(rows[np.arange(start, start + batch_size) % len(rows)])
-                out = self._outputs(part, net, views)
+                out = self._outputs(part, network, views)
                 self._write(files, marks, rows[start : start + batch_size], out)
             start = len(rows)
         finally:
@@ -357,11 +357,11 @@ def arithmetic(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" and tf32 else "float32"
 
 
-def key_of(net: Classifier, data: Data, dtype: str, precision: str) -> str:
+def key_of(network: Classifier, data: Data, dtype: str, precision: str) -> str:
     """SHA-256, in hexadecimal, of everything that a cache's content depends on."""
     # The format stands for the code: how a view is cut and numbered, how rows are laid out.
-    return fingerprint(net.state_dict(), data.train.images, FORMAT, net.name, data.mean, data.std, data.flip, PADDING,
-                       dtype, precision)
+    return fingerprint(network.state_dict(), data.train.images, FORMAT, network.name, data.mean, data.std,
+                       data.flip, PADDING, dtype, precision)
 
 
 def fingerprint(*values) -> str:

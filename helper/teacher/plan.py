@@ -25,11 +25,11 @@ CUDA_BATCH = 4096
 BUILD_GAIN = 2.0
 # Images on which the teacher works at once on a GPU, and the part of the free memory that its outputs may take.
 AHEAD, MEMORY_AHEAD = 1024, 0.1
-# What the cache leaves free on a GPU, for the images, the nets and their activations.
+# What the cache leaves free on a GPU, for the images, the networks and their activations.
 HEADROOM = 4 * 2**30
 
 
-class Situation(NamedTuple):
+class CacheInputs(NamedTuple):
     """What the choice between a cache and the live teacher depends on.
 
     asked: "on" or "auto"
@@ -59,7 +59,7 @@ def unstored(reads: frozenset[str]) -> list[str]:
     return sorted(reads - set(FIELDS))
 
 
-def decide(s: Situation) -> tuple[str, str]:
+def decide(s: CacheInputs) -> tuple[str, str]:
     """"live", "complete" (build what is missing first) or "grow" (add what each epoch shows), and why, in words.
 
     Growing costs no more than the live teacher, since a view is computed when it is first needed and never again;
@@ -163,7 +163,8 @@ def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozen
         if reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
-        source, reason = distributed.of_first(lambda: decide(_situation(options, cache, reads, device, run)))
+        source, reason = distributed.broadcast_from_rank0(
+            lambda: decide(_situation(options, cache, reads, device, run)))
         stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
         facts = {"cache": reason + stored}
     if options.ikd_means == "all" and source == "live":
@@ -198,10 +199,10 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
             raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
         write_json(path, accuracy._asdict())
 
-    accuracy = distributed.of_first(held)
+    accuracy = distributed.broadcast_from_rank0(held)
     if accuracy is None:
         accuracy = evaluate(teacher, test, precision)
-        distributed.of_first(keep)
+        distributed.broadcast_from_rank0(keep)
     return accuracy
 
 
@@ -223,7 +224,7 @@ def _situation(options, cache, reads, device, run):
     asked = "on" if options.ikd_means == "all" else options.teacher_cache
     fields = sorted(reads)
     needed, free = cache.disk(fields) if cache else (0, 0)
-    return Situation(
+    return CacheInputs(
         asked, reads, run.earlier.get("teacher_source"), cache.left(fields) if cache else 1.0,
         run.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
         cache.bytes(*fields) if cache else 0, _device_free(device))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 ASK_EVERY = 10
 
 
-def started() -> int:
+def launched_world_size() -> int:
     """How many processes torchrun has started for this run; 1 without it."""
     set_by_torchrun = {"WORLD_SIZE", "RANK", "LOCAL_RANK"} <= set(os.environ)
     return int(os.environ["WORLD_SIZE"]) if set_by_torchrun else 1
@@ -27,29 +27,29 @@ def started() -> int:
 
 def rank() -> int:
     """This process's number, 0 for the first."""
-    return int(os.environ["RANK"]) if started() > 1 else 0
+    return int(os.environ["RANK"]) if launched_world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """This process's number among those of its machine."""
-    return int(os.environ["LOCAL_RANK"]) if started() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if launched_world_size() > 1 else 0
 
 
-def count() -> int:
-    """How many processes work together; 1 before `join`."""
+def world_size() -> int:
+    """How many processes work together; 1 before `init`."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join(device: torch.device) -> None:
+def init(device: torch.device) -> None:
     """Meet the other processes. From here on only the first one prints."""
-    if started() == 1 or dist.is_initialized():
+    if launched_world_size() == 1 or dist.is_initialized():
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
-def leave() -> None:
+def destroy() -> None:
     """Part from the other processes, at the end: once all are there, and nothing holds the connections any more."""
     if dist.is_initialized():
         gc.collect()
@@ -58,11 +58,11 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def one_by_machine() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """What is done inside is done by the first process of each machine, then by the others: it fetches what is
     missing once. Where it fails there, the others leave without a word."""
-    waits = count() > 1 and local_rank() > 0
-    leads = count() > 1 and not waits
+    waits = world_size() > 1 and local_rank() > 0
+    leads = world_size() > 1 and not waits
     if waits:
         _all_well(True)
     try:
@@ -82,9 +82,9 @@ def _all_well(well):
         raise SystemExit(2)
 
 
-def of_first(make: Callable[[], Any]) -> Any:
+def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
     """What `make` gives on the first process, on all of them; what it raises there is raised on all."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     told = [None, None]
     if rank() == 0:
@@ -98,64 +98,64 @@ def of_first(make: Callable[[], Any]) -> Any:
     return told[0]
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of all processes' numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return number
     value = torch.tensor(number)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return value.item()
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of all processes' tensors, without a gradient."""
     return _reduced(values, dist.ReduceOp.SUM)
 
 
-def smallest(values: Tensor) -> Tensor:
+def all_reduce_min(values: Tensor) -> Tensor:
     """Element by element, the smallest of all processes' tensors."""
     return _reduced(values, dist.ReduceOp.MIN)
 
 
 def _reduced(values, operation):
-    if count() == 1:
+    if world_size() == 1:
         return values
     values = values.detach().clone()
     dist.all_reduce(values, operation)
     return values
 
 
-def sizes(whole: int) -> list[int]:
+def share_sizes(whole: int) -> list[int]:
     """How many of `whole` samples each process takes: as equal as can be, the first ones one more."""
-    return [whole // count() + (i < whole % count()) for i in range(count())]
+    return [whole // world_size() + (i < whole % world_size()) for i in range(world_size())]
 
 
 def own_slice(whole: int) -> slice:
     """This process's part of `whole` samples, each of which is exactly one process's."""
-    before = sum(sizes(whole)[: rank()])
-    return slice(before, before + sizes(whole)[rank()])
+    before = sum(share_sizes(whole)[: rank()])
+    return slice(before, before + share_sizes(whole)[rank()])
 
 
-def share(plan: tuple[Tensor, Tensor], batch_size: int) -> tuple[Tensor, Tensor]:
+def own_share(plan: tuple[Tensor, Tensor], batch_size: int) -> tuple[Tensor, Tensor]:
     """This process's part of an epoch's plan: its own rows of each batch of `batch_size`, in order."""
-    if count() == 1:
+    if world_size() == 1:
         return plan
     return tuple(torch.cat([part[own_slice(len(part))] for part in x.split(batch_size)]) for x in plan)
 
 
-def gathered(rows: Tensor, whole: int) -> Tensor:
+def all_gather_rows(rows: Tensor, whole: int) -> Tensor:
     """The rows of all processes, (whole, ...), in the order of the batch; rows: this process's own.
 
     The gradient is that of a loss which every process computes alike of the whole, and of which
     DistributedDataParallel takes the mean.
     """
-    return rows if count() == 1 else _Gathered.apply(rows, whole)
+    return rows if world_size() == 1 else _Gathered.apply(rows, whole)
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, whole):
-        ctx.sizes = sizes(whole)
+        ctx.sizes = share_sizes(whole)
         padded = rows.new_zeros(max(ctx.sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in ctx.sizes]
@@ -165,13 +165,13 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         # The mean divides by the number of processes, and only this one has the gradient of its rows.
-        return grad.split(ctx.sizes)[rank()] * count(), None
+        return grad.split(ctx.sizes)[rank()] * world_size(), None
 
 
-def parallel(module: nn.Module) -> nn.Module:
+def wrap_ddp(module: nn.Module) -> nn.Module:
     """The module, whose backward pass leaves the mean of all processes' gradients; itself in a lone process. A
     parameter has a gradient in each of its steps or in none."""
-    if count() == 1:
+    if world_size() == 1:
         return module
     # Static: a parameter that the loss does not reach is noticed, and keeps no gradient, since weight decay would move
     # one of 0. How buffers come together, the class means or batch norm's statistics, is their owners' business.
@@ -180,12 +180,12 @@ def parallel(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def average_statistics(module: nn.Module) -> None:
+def average_batch_norm_statistics(module: nn.Module) -> None:
     """Bring batch norms' running statistics, which follow each process's own images, to their mean."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
-    if count() == 1 or not statistics:
+    if world_size() == 1 or not statistics:
         return
-    mean = summed(torch.cat(statistics)) / count()
+    mean = all_reduce_sum(torch.cat(statistics)) / world_size()
     for held, value in zip(statistics, mean.split([len(s) for s in statistics]), strict=True):
         held.copy_(value)

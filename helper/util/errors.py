@@ -28,13 +28,13 @@ def guarded(main) -> None:
     """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
     try:
         main()
-        distributed.leave()
+        distributed.destroy()
     except (UsageError, DataError, MethodError, ModelError, CheckpointError) as error:
         _leave(2, error, alike=not isinstance(error, DataError))
     except RunError as error:
         _leave(1, error)
     except RuntimeError as error:
-        if distributed.count() == 1 or "onnection" not in str(error):
+        if distributed.world_size() == 1 or "onnection" not in str(error):
             raise
         _leave(1, "another process of this run has ended, see what it says")
     except OSError as error:

@@ -2,7 +2,7 @@
 import hashlib
 
 
-def stream(seed: int, trial: str, *purpose) -> int:
+def derive_seed(seed: int, trial: str, *purpose) -> int:
     """A 63-bit seed, a pure function of the run's (seed, trial) and of what the numbers are for.
 
     Hashing keeps the streams of neighbouring seeds, trials and epochs unrelated.

@@ -33,11 +33,11 @@ class Record(NamedTuple):
         return self.args.get("settings", {})
 
 
-class Subject(NamedTuple):
-    """A checkpoint: its net, on a device and in evaluation mode, and the record of the run it lies in."""
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint: its network, on a device and in evaluation mode, and the record of the run it lies in."""
 
     path: str
-    net: Classifier
+    network: Classifier
     checkpoint: Checkpoint
     record: Record
 
@@ -69,27 +69,27 @@ def need(script: str, *packages: str) -> None:
         raise UsageError(f"{script} needs {', '.join(missing)}: pip install -r requirements-extras.txt")
 
 
-def open_subject(options: Namespace) -> tuple[Subject, Data, torch.device]:
+def open_subject(options: Namespace) -> tuple[LoadedCheckpoint, Data, torch.device]:
     """The checkpoint that the command line names, the data set to look at it with, and the device.
 
     Raises UsageError, DataError, CheckpointError.
     """
     device = device_of(options)
-    net, checkpoint = load_model(options.checkpoint)
+    network, checkpoint = load_model(options.checkpoint)
     record = read_record(os.path.dirname(options.checkpoint))
     name = options.dataset or record.settings.get("dataset", "cifar100")
     if name not in dataset.LOADERS:
         raise UsageError(f"{record.folder}/args.json names the data set {name}, which is not here: give --dataset")
     data = dataset.load(name, options.data_dir)
     _check_classes(options.checkpoint, checkpoint, data)
-    return Subject(options.checkpoint, net.to(device), checkpoint, record), data, device
+    return LoadedCheckpoint(options.checkpoint, network.to(device), checkpoint, record), data, device
 
 
-def open_another(path: str, data: Data, device: torch.device) -> Subject:
+def open_another(path: str, data: Data, device: torch.device) -> LoadedCheckpoint:
     """A second checkpoint, to be held against the first. Raises UsageError, CheckpointError."""
-    net, checkpoint = load_model(path)
+    network, checkpoint = load_model(path)
     _check_classes(path, checkpoint, data)
-    return Subject(path, net.to(device), checkpoint, read_record(os.path.dirname(path)))
+    return LoadedCheckpoint(path, network.to(device), checkpoint, read_record(os.path.dirname(path)))
 
 
 def _check_classes(path, checkpoint, data):
@@ -122,25 +122,25 @@ def _read(folder, name, parse, kind):
 
 
 @torch.inference_mode()
-def predict(net: Classifier, test: EvalImages, batch_size: int) -> Predictions:
-    """What the net says of all test images; on standard error, now and then, how far it is.
+def predict(network: Classifier, test: EvalImages, batch_size: int) -> Predictions:
+    """What the network says of all test images; on standard error, now and then, how far it is.
 
     Raises RunError if a logit is not finite.
     """
     logits, pooled, done, started = [], [], 0, time.perf_counter()
     spoke, pause = started, 0.5 if sys.stderr.isatty() else 15
     for images, _ in test.batches(batch_size):
-        out = FLOAT32.outputs(net, images, frozenset({"logits", "pooled"}))
+        out = FLOAT32.outputs(network, images, frozenset({"logits", "pooled"}))
         logits.append(out.logits)
         pooled.append(out.pooled)
         done, now = done + len(images), time.perf_counter()
         if now - spoke > pause:
             spoke = now
             left = clock((now - started) / done * (len(test) - done))
-            say(f"{net.name}: {done:,} of {len(test):,} images, {left} left", passing=True)
+            say(f"{network.name}: {done:,} of {len(test):,} images, {left} left", passing=True)
     logits = torch.cat(logits).cpu()
     if not logits.isfinite().all():
-        raise RunError(f"{net.name} gives logits that are not finite: its weights are damaged or it has diverged")
+        raise RunError(f"{network.name} gives logits that are not finite: its weights are damaged or it has diverged")
     return Predictions(logits, torch.cat(pooled).cpu(), test.labels.cpu())
 
 

@@ -1,4 +1,4 @@
-"""What a net costs to run: parameters, arithmetic, time."""
+"""What a network costs to run: parameters, arithmetic, time."""
 import statistics
 import time
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 WARM_UP, MOST, LEAST, SECONDS = 2, 50, 5, 1.0
 
 
-def parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 @torch.no_grad()
-def flops(net: nn.Module, image: Tensor) -> int:
+def flops(network: nn.Module, image: Tensor) -> int:
     """Of a forward pass for image (1, 3, height, width): the multiplications and additions, each counted as one,
     of convolutions and matrix products, as PyTorch's counter finds them; twice what is often called MACs."""
     with FlopCounterMode(display=False) as counter:
-        net(image)
+        network(image)
     return counter.get_total_flops()
 
 
@@ -32,7 +32,7 @@ class Latency(NamedTuple):
 
 
 @torch.inference_mode()
-def latency(net: nn.Module, images: Tensor) -> Latency:
+def latency(network: nn.Module, images: Tensor) -> Latency:
     """The time of a forward pass in evaluation mode for images (B, 3, height, width) on their device.
 
     After WARM_UP passes, as many are timed as fit into SECONDS, LEAST to MOST of them.
@@ -41,7 +41,7 @@ def latency(net: nn.Module, images: Tensor) -> Latency:
     while len(times) < WARM_UP + LEAST or (len(times) < WARM_UP + MOST and sum(times) < SECONDS):
         _synchronise(images.device)
         started = time.perf_counter()
-        net(images)
+        network(images)
         _synchronise(images.device)
         times.append(time.perf_counter() - started)
     return Latency(len(images), statistics.median(times[WARM_UP:]), len(times) - WARM_UP)

@@ -1,10 +1,10 @@
-"""What a net's predictions on a test set say: accuracy by class, calibration, consistency within a class.
+"""What a network's predictions on a test set say: accuracy by class, calibration, consistency within a class.
 
 Pure functions of tensors. N images of C classes; p_i = softmax(z_i), the prediction for image i with
 logits z_i; y_i its label; of class c there are n_c images. Sums are in float64. A class without images is
 NaN in every per-class result, and left out where `mean` averages over classes.
 
-Consistency asks how alike the predictions for images of one class are, right or wrong. A net that is
+Consistency asks how alike the predictions for images of one class are, right or wrong. A network that is
 sure of one answer for all of a class scores 0, so these figures are read beside the accuracy.
 """
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo._logits import kl, log_softmax
-from helper.meters import hits
+from helper.meters import count_correct
 
 BINS = 15
 
@@ -130,15 +130,15 @@ def ikd_distance(logits: Tensor, labels: Tensor, means: Tensor, temperature: flo
 
 
 def own_ikd_distance(logits: Tensor, labels: Tensor) -> Tensor:
-    """(C,): ikd_distance at T=1 to the net's own class-mean logits, (1/n_c) Σ_{i: y_i=c} z_i."""
+    """(C,): ikd_distance at T=1 to the network's own class-mean logits, (1/n_c) Σ_{i: y_i=c} z_i."""
     return ikd_distance(logits, labels, class_means(logits, labels, logits.shape[1]))
 
 
 class Summary(NamedTuple):
-    """A net on a test set of `images` images.
+    """A network on a test set of `images` images.
 
     top1, top5: accuracy in percent; nll, in nats; ece in [0, 1], of BINS bins
-    spread, kl, ikd: means over the classes of within_class_spread, within_class_kl, and ikd_distance to the net's
+    spread, kl, ikd: means over the classes of within_class_spread, within_class_kl, and ikd_distance to the network's
         own class-mean logits at T=1
     """
 
@@ -154,7 +154,7 @@ class Summary(NamedTuple):
 
 def summary(logits: Tensor, labels: Tensor) -> Summary:
     """The figures of logits (N, C) for labels (N,)."""
-    top1, top5 = (100 * hits(logits, labels).double() / len(labels)).tolist()
+    top1, top5 = (100 * count_correct(logits, labels).double() / len(labels)).tolist()
     return Summary(len(labels), top1, top5, nll(logits, labels), ece(reliability(logits, labels)),
                    mean(within_class_spread(logits, labels)), mean(within_class_kl(logits, labels)),
                    mean(own_ikd_distance(logits, labels)))

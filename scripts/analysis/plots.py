@@ -1,6 +1,6 @@
 """The pictures of scripts/analyze.py: each function draws what is already computed, and returns a figure.
 
-Colours run from pale to dark, and nets differ by marker and line style as well, so that a grey print still reads.
+Colours run from pale to dark, and networks differ by marker and line style as well, so that a grey print still reads.
 Needs matplotlib (requirements-extras.txt).
 """
 import io
@@ -25,12 +25,12 @@ CATEGORIES = ("#1f6f8b", "#e08a3c", "#4b8f4b", "#b5443b", "#7d6bb0", "#8a6244", 
               "#3fb3c2")
 MARKERS = "os^Dvp*XP<"
 WIDTH, RARE = 10.0, 0.01
-# colour, marker and line of each net's role in a comparison
+# colour, marker and line of each network's role in a comparison
 LOOKS = {"teacher": ("#4a4a4a", "|", "--"), "against": ("#d9822b", "o", "-"), "student": ("#0b6e8f", "D", "-")}
 
 
 class Look(NamedTuple):
-    """How a net appears in every picture."""
+    """How a network appears in every picture."""
 
     label: str
     colour: str
@@ -186,14 +186,14 @@ def class_means(means: Tensor, layout: Layout, look: Look) -> Figure:
 
 
 def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
-    """The teacher's correlation matrix of logits, then of each other net how far its own is from it.
+    """The teacher's correlation matrix of logits, then of each other network how far its own is from it.
 
-    With one other net its own matrix stands between the two.
+    With one other network its own matrix stands between the two.
     """
     base = _ordered(teacher[1], layout)
-    nets = [(look, _ordered(matrix, layout)) for look, matrix in others]
-    first = [(teacher[0].label, base)] + ([(nets[0][0].label, nets[0][1])] if len(nets) == 1 else [])
-    gaps = [(look.label, np.abs(matrix - base)) for look, matrix in nets]
+    networks = [(look, _ordered(matrix, layout)) for look, matrix in others]
+    first = [(teacher[0].label, base)] + ([(networks[0][0].label, networks[0][1])] if len(networks) == 1 else [])
+    gaps = [(look.label, np.abs(matrix - base)) for look, matrix in networks]
     figure = _figure(WIDTH + 1, 4.0)
     axes = figure.subplots(1, 3)
     limits = np.nanpercentile(np.concatenate([_off_diagonal(matrix) for _, matrix in first]), (1, 99.5))
@@ -209,8 +209,8 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
     return figure
 
 
-def spread_by_class(nets: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
-    """Of each class a row, and on it each net's value; nets: looks and values (C,)."""
+def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
+    """Of each class a row, and on it each network's value; networks: looks and values (C,)."""
     number = len(layout.order)
     columns = min(4, -(-number // 15))
     rows = -(-number // columns)
@@ -218,10 +218,10 @@ def spread_by_class(nets: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
     axes = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
     for i, ax in enumerate(axes):
         part = range(i * rows, min(number, (i + 1) * rows))
-        values = np.array([[value[layout.order[k]].item() for k in part] for _, value in nets])
+        values = np.array([[value[layout.order[k]].item() for k in part] for _, value in networks])
         places = np.arange(len(part))
         ax.hlines(places, values.min(0), values.max(0), color="#cccccc", linewidth=1.2)
-        for (look, _), value in zip(nets, values, strict=True):
+        for (look, _), value in zip(networks, values, strict=True):
             ax.plot(value, places, look.marker, color=look.colour, markersize=4.2, label=look.label, linestyle="none",
                     clip_on=False)
         ax.set_yticks(places, [layout.names[k] for k in part], fontsize=7.5)
@@ -231,33 +231,34 @@ def spread_by_class(nets: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
                 ax.axhline(start - part.start - 0.5, color="#999999", linewidth=0.6)
         ax.grid(True, axis="x")
         ax.tick_params(axis="y", length=0)
-        ax.set_xlim(0, 1.04 * max(np.nanmax(value.numpy()) for _, value in nets))
+        ax.set_xlim(0, 1.04 * max(np.nanmax(value.numpy()) for _, value in networks))
     figure.supxlabel("spread within the class, $S_c$", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(nets))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
     return figure
 
 
-def spread_scatter(base: tuple[Look, list[Tensor]], net: tuple[Look, list[Tensor]], names: list[str]) -> Figure:
-    """Of each class a point: one net's value against the other's, a panel for each measure named in `names`."""
+def spread_scatter(base: tuple[Look, list[Tensor]], network: tuple[Look, list[Tensor]], names: list[str]) -> Figure:
+    """Of each class a point: one network's value against the other's, a panel for each measure named in `names`."""
     figure = _figure(4.1 * len(names), 4.1)
-    for ax, x, y, name in zip(figure.subplots(1, len(names), squeeze=False)[0], base[1], net[1], names, strict=True):
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, x, y, name in zip(panels, base[1], network[1], names, strict=True):
         x, y = x.numpy(), y.numpy()
         top = 1.06 * np.nanmax([x, y])
         ax.fill_between([0, top], [0, top], color="#f1f5f6", linewidth=0)
         ax.plot([0, top], [0, top], color="#888888", linewidth=0.9)
-        ax.plot(x, y, net[0].marker, color=net[0].colour, markersize=4.5, alpha=0.8, markeredgewidth=0,
+        ax.plot(x, y, network[0].marker, color=network[0].colour, markersize=4.5, alpha=0.8, markeredgewidth=0,
                 clip_on=False)
         below = f"{int((y < x).sum())} of {int(np.isfinite(x + y).sum())} classes"
-        ax.text(0.97, 0.04, f"smaller for {net[0].label}:\n{below}", transform=ax.transAxes, ha="right", va="bottom",
-                fontsize=8)
-        ax.set(title=name, xlabel=base[0].label, ylabel=net[0].label, xlim=(0, top), ylim=(0, top), aspect="equal")
+        ax.text(0.97, 0.04, f"smaller for {network[0].label}:\n{below}", transform=ax.transAxes, ha="right",
+                va="bottom", fontsize=8)
+        ax.set(title=name, xlabel=base[0].label, ylabel=network[0].label, xlim=(0, top), ylim=(0, top), aspect="equal")
     return figure
 
 
-def tsne(nets: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list[str]) -> Figure:
+def tsne(networks: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list[str]) -> Figure:
     """Embeddings (n, 2) of the same images side by side; which (n,): the place in `names` of each one's class."""
-    figure = _figure(3.5 * len(nets), 3.9 + 0.17 * -(-len(names) // 5))
-    for ax, (look, points) in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
+    figure = _figure(3.5 * len(networks), 3.9 + 0.17 * -(-len(names) // 5))
+    for ax, (look, points) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         for k, name in enumerate(names):
             own = points[which == k]
             ax.plot(own[:, 0], own[:, 1], MARKERS[k % len(MARKERS)], color=CATEGORIES[k % len(CATEGORIES)],
@@ -270,14 +271,14 @@ def tsne(nets: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list[str
     return figure
 
 
-def reliability(nets: list[tuple[Look, Reliability, float]]) -> Figure:
-    """Accuracy by confidence, and how many images have it; with each net its expected calibration error.
+def reliability(networks: list[tuple[Look, Reliability, float]]) -> Figure:
+    """Accuracy by confidence, and how many images have it; with each network its expected calibration error.
 
     A bin with less than RARE of the images is pale.
     """
-    figure = _figure(3.3 * len(nets), 4.3)
-    axes = figure.subplots(2, len(nets), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
-    for (upper, lower), (look, bins, error) in zip(axes.T, nets, strict=True):
+    figure = _figure(3.3 * len(networks), 4.3)
+    axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
+    for (upper, lower), (look, bins, error) in zip(axes.T, networks, strict=True):
         edges = np.linspace(0, 1, len(bins.count) + 1)
         middle, width = (edges[1:] + edges[:-1]) / 2, 0.92 * edges[1]
         accuracy, confidence = bins.accuracy.numpy(), bins.confidence.numpy()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 import dataset
-from dataset.long_tail import thinned
+from dataset.long_tail import make_long_tailed
 from distiller_zoo import METHODS, Setup
 from distiller_zoo.ikd import IKD, IKDLoss
 from helper import cli
@@ -105,9 +105,9 @@ def train(teacher, data, views, test, a):
         torch.manual_seed(0)
         student = model_dict[o.model_s](num_classes=len(data.classes)).to(device)
         with torch.no_grad():
-            out_s, out_t = (net.eval()(torch.zeros(2, *data.image_shape, device=device), named=True)
-                            for net in (student, teacher.net))
-        setup = Setup(out_s, out_t, student.name, teacher.net.name, data.train.labels, len(data.classes))
+            out_s, out_t = (network.eval()(torch.zeros(2, *data.image_shape, device=device), named=True)
+                            for network in (student, teacher.network))
+        setup = Setup(out_s, out_t, student.name, teacher.network.name, data.train.labels, len(data.classes))
         objective = student_objective(METHODS["kd"](setup, o), setup, o).to(device)
         if name == "KD":
             del objective.terms["ikd"]
@@ -115,7 +115,7 @@ def train(teacher, data, views, test, a):
             objective.terms["ikd"] = PublishedIKD(len(data.classes), o.intra_T, o.avg).to(device)
         phases[name] = Phase("train", student, teacher, objective, sgd(student.parameters(), o), rates(o), o.epochs)
 
-    print(f"\n{teacher.net.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, rate "
+    print(f"\n{teacher.network.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, rate "
           f"{o.learning_rate:g}; r 0.1, a 0.9, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
     for epoch in range(1, o.epochs + 1):
         meters = {name: Meters(list(phase.objective.terms), device) for name, phase in phases.items()}
@@ -151,7 +151,7 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs")
     a = parser.parse_args()
     teacher, checkpoint = load_model(a.path_t)
-    data = thinned(dataset.load(a.dataset, a.data_dir), a.imbalance, 0)
+    data = make_long_tailed(dataset.load(a.dataset, a.data_dir), a.imbalance, 0)
     if checkpoint.num_classes != len(data.classes):
         raise UsageError(f"{a.path_t} is a teacher of {checkpoint.num_classes} classes, {a.dataset} has "
                          f"{len(data.classes)}: give a teacher trained on {a.dataset}")

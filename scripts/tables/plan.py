@@ -15,7 +15,7 @@ from distiller_zoo import METHODS
 from helper import cli
 from helper.record import published
 from helper.record.records import has_stage, label
-from helper.record.run import FREE
+from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError
 from models import load_model, model_dict
 
@@ -286,9 +286,9 @@ def _checkpoint_in(folder, model):
 
 def _checked(path, model):
     """The path, once the checkpoint there is one of `model`. Raises UsageError or CheckpointError."""
-    net, _ = load_model(path)
-    if net.name != model:
-        raise UsageError(f"{path} is a {net.name}, not a {model}: give --teachers {model}=FILE")
+    network, _ = load_model(path)
+    if network.name != model:
+        raise UsageError(f"{path} is a {network.name}, not a {model}: give --teachers {model}=FILE")
     return path
 
 
@@ -311,7 +311,7 @@ def _refuse_other_settings(table):
             except (ValueError, KeyError):
                 raise UsageError(f"{path} is damaged: remove its folder, or give another --save_dir") from None
         differ = [f"--{key} {held[key]} there, {value} now" for key, value in job.settings.items()
-                  if key in held and key not in FREE | RESOLVED and held[key] != value]
+                  if key in held and key not in RESUME_IGNORED_OPTIONS | RESOLVED and held[key] != value]
         if differ:
             raise UsageError(f"{job.folder} holds a run with other settings ({'; '.join(differ)}): "
                              "give another --save_dir")
@@ -319,11 +319,11 @@ def _refuse_other_settings(table):
 
 def pair_of(text: str) -> str:
     """'resnet56:resnet20' -> 'resnet56->resnet20': a type of argparse."""
-    nets = text.replace("->", ":").split(":")
-    if len(nets) != 2 or any(net not in model_dict for net in nets):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a pair such as resnet56:resnet20; the nets are "
+    networks = text.replace("->", ":").split(":")
+    if len(networks) != 2 or any(network not in model_dict for network in networks):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a pair such as resnet56:resnet20; the networks are "
                                          f"{', '.join(model_dict)}")
-    return "->".join(nets)
+    return "->".join(networks)
 
 
 def reserved(flags: list[str], own: str) -> None:

@@ -8,7 +8,7 @@ import torch
 import dataset
 import train_student
 import train_teacher
-from dataset.long_tail import mislabelled, profile, thinned
+from dataset.long_tail import add_label_noise, make_long_tailed, profile
 from helper.by_class import class_accuracies, shots
 from helper.loop import evaluate
 from models import model_dict
@@ -42,20 +42,20 @@ def images_of(data):
 
 
 def test_a_tail_is_a_subset_fixed_by_the_data_seed_and_the_test_set_is_whole(digits):
-    tail = thinned(digits, 0.1, 0)
+    tail = make_long_tailed(digits, 0.1, 0)
     kept = profile(torch.bincount(digits.train.labels), 0.1)
     assert torch.equal(torch.bincount(tail.train.labels), kept) and torch.equal(tail.shots, kept)
     assert images_of(tail).items() <= images_of(digits).items()
     assert tail.test is digits.test
-    assert torch.equal(thinned(digits, 0.1, 0).train.images, tail.train.images)
-    assert images_of(thinned(digits, 0.05, 0)).keys() <= images_of(tail).keys()
-    other = thinned(digits, 0.1, 1)
+    assert torch.equal(make_long_tailed(digits, 0.1, 0).train.images, tail.train.images)
+    assert images_of(make_long_tailed(digits, 0.05, 0)).keys() <= images_of(tail).keys()
+    other = make_long_tailed(digits, 0.1, 1)
     assert len(other.train) == len(tail.train) and images_of(other).keys() != images_of(tail).keys()
     assert f"imbalance 0.1: {len(tail.train)} of the 1,442 training images, 143 to 14 a class" in tail.note
 
 
 def test_label_noise_is_exact_in_number_never_the_true_class_and_uniform_over_the_others(digits):
-    noisy = mislabelled(digits, 0.4, 0)
+    noisy = add_label_noise(digits, 0.4, 0)
     changed = noisy.train.labels != digits.train.labels
     assert changed.sum() == round(0.4 * 1442)
     shift = (noisy.train.labels - digits.train.labels)[changed] % 10
@@ -64,21 +64,21 @@ def test_label_noise_is_exact_in_number_never_the_true_class_and_uniform_over_th
     # The chi-squared of 8 degrees of freedom exceeds 31.8 once in 10,000.
     assert ((counts - expected) ** 2 / expected).sum() < 31.8
     assert noisy.test is digits.test and noisy.train.images is digits.train.images
-    assert torch.equal(mislabelled(digits, 0.4, 0).train.labels, noisy.train.labels)
-    assert not torch.equal(mislabelled(digits, 0.4, 1).train.labels, noisy.train.labels)
+    assert torch.equal(add_label_noise(digits, 0.4, 0).train.labels, noisy.train.labels)
+    assert not torch.equal(add_label_noise(digits, 0.4, 1).train.labels, noisy.train.labels)
 
 
 def test_accuracies_of_classes_agree_with_the_whole_and_with_each_class_alone(digits):
     torch.manual_seed(0)
-    net = model_dict["resnet8"](num_classes=10).train()
+    network = model_dict["resnet8"](num_classes=10).train()
     test = digits.test_images(CPU)
-    top1 = class_accuracies(net, test, 10, batch_size=100)
-    assert net.training
+    top1 = class_accuracies(network, test, 10, batch_size=100)
+    assert network.training
     counts = torch.bincount(test.labels, minlength=10)
-    assert (top1 * counts).sum().item() / len(test) == pytest.approx(evaluate(net, test).top1)
+    assert (top1 * counts).sum().item() / len(test) == pytest.approx(evaluate(network, test).top1)
     ((images, labels),) = test.batches(len(test))
     with torch.no_grad():
-        hit = net.eval()(images).argmax(1) == labels
+        hit = network.eval()(images).argmax(1) == labels
     assert top1.tolist() == pytest.approx([100 * hit[labels == c].float().mean().item() for c in range(10)])
     assert top1.max() > top1.min()
 

@@ -63,7 +63,7 @@ def test_logit_losses_are_finite_for_any_finite_logits(dtype, classes, T):
 
 
 def test_dkd_of_two_classes_is_the_binary_kl_alone():
-    """With 2 classes the only other class has probability 1 in both nets: NCKD is 0, TCKD is KD."""
+    """With 2 classes the only other class has probability 1 in both networks: NCKD is 0, TCKD is KD."""
     student, teacher = torch.randn(8, 2), torch.randn(8, 2)
     labels = torch.arange(8) % 2
     assert DKD()(student, teacher, labels, 0.0, 8.0, 4.0).item() == pytest.approx(0.0, abs=1e-6)

@@ -12,7 +12,7 @@ import dataset
 import train_student
 from distiller_zoo import METHODS
 from helper.cli import student_options
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import Outputs, build, load_model
 from tests.support import scripts
 
@@ -53,7 +53,7 @@ def weights(state):
 
 def same(save, lone, method):
     """The step is that of the whole batch: what is left is rounding, a small part of the way that was gone."""
-    torch.manual_seed(stream(0, "1", "init"))
+    torch.manual_seed(derive_seed(0, "1", "init"))
     start = weights(build("resnet8", 10).state_dict())
     (one, log_one, _), (many, log_many, folder) = student(lone, method), student(save, method)
     tight = method in ("kd", "crd")  # and where an error of a few percent of a step would show
@@ -108,16 +108,16 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
     data = dataset.load("digits", "")
     views = dataset.TrainViews(data, torch.device("cpu"))
     torch.manual_seed(0)
-    nets = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
-    built = METHODS[method](train_student.probe(*nets, data), options)
-    stage = built.stage(nets[0])
+    networks = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
+    built = METHODS[method](train_student.probe(*networks, data), options)
+    stage = built.stage(networks[0])
     term = (stage.term if stage else built).eval()  # batch norm in regressors goes by its statistics
     term.start_epoch(2, torch.Generator())
 
     @torch.no_grad()
     def loss(part):
         batch = views.batch(torch.arange(60)[part], torch.full((60,), 80)[part])
-        student, teacher = (Outputs(*net(batch.images, named=True)) for net in nets)
+        student, teacher = (Outputs(*network(batch.images, named=True)) for network in networks)
         return term(student, teacher, batch).item()
 
     assert loss(slice(None)) == pytest.approx((20 * loss(slice(20)) + 40 * loss(slice(20, 60))) / 60, rel=1e-4)

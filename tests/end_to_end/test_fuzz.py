@@ -73,11 +73,11 @@ def test_any_damage_to_a_checkpoint_is_one_clear_line(good_bytes, tmp_path):
             content[place : place + len(patch)] = patch
         path.write_bytes(content[:length] if cut else content)
         try:
-            net, _ = load_model(path)
+            network, _ = load_model(path)
         except CheckpointError as error:
             assert str(error) and "\n" not in str(error)
         else:
-            assert net.name in model_dict
+            assert network.name in model_dict
 
     repeat(run)
 

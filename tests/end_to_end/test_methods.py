@@ -26,7 +26,7 @@ def options(method, *flags):
     return cli.student_options(["--path_t", "t", "--distill", method, *small, *flags])
 
 
-def nets(student="resnet8", teacher="resnet14"):
+def networks(student="resnet8", teacher="resnet14"):
     torch.manual_seed(0)
     return (model_dict[name](num_classes=CLASSES) for name in (student, teacher))
 
@@ -34,14 +34,14 @@ def nets(student="resnet8", teacher="resnet14"):
 def setup_of(student, teacher):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        outputs = [net.eval()(images, named=True) for net in (student, teacher)]
+        outputs = [network.eval()(images, named=True) for network in (student, teacher)]
     return Setup(*outputs, student.name, teacher.name, torch.arange(SAMPLES) % CLASSES, CLASSES)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    """A student, a teacher, their set-up, a batch and both nets' outputs for it."""
-    student, teacher = nets()
+    """A student, a teacher, their set-up, a batch and both networks' outputs for it."""
+    student, teacher = networks()
     index = torch.randperm(SAMPLES)[:12]
     batch = Batch(torch.randn(12, 3, 32, 32), index % CLASSES, index, None)
     setup = setup_of(student, teacher)
@@ -193,7 +193,7 @@ def test_the_paraphrasers_rate_is_the_benchmarks(student, rate, pair):
 ])
 def test_a_pair_that_it_cannot_serve_is_refused_with_both_nets_named(name, student, teacher, flags):
     with pytest.raises(MethodError) as refused:
-        METHODS[name](setup_of(*nets(student, teacher)), options(name, *flags))
+        METHODS[name](setup_of(*networks(student, teacher)), options(name, *flags))
     message = str(refused.value)
     assert student in message and teacher in message and "\n" not in message
     assert "methods that read logits or the pooled vector" in message or "--hint_layer" in message
@@ -202,7 +202,7 @@ def test_a_pair_that_it_cannot_serve_is_refused_with_both_nets_named(name, stude
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("student, teacher", [("vgg8", "vgg13"), ("ShuffleV1", "wrn_16_2"), ("MobileNetV2", "vgg13")])
 def test_it_serves_other_families_or_says_why_not(name, student, teacher):
-    student, teacher = nets(student, teacher)
+    student, teacher = networks(student, teacher)
     try:
         setup = setup_of(student, teacher)
         method = METHODS[name](setup, options(name))
@@ -219,7 +219,7 @@ def test_it_serves_other_families_or_says_why_not(name, student, teacher):
 
 def test_an_objective_of_no_weight_is_refused():
     chosen = options("kd", "-r", "0", "-a", "0")
-    setup = setup_of(*nets())
+    setup = setup_of(*networks())
     with pytest.raises(ValueError, match="every weight is 0"):
         student_objective(METHODS["kd"](setup, chosen), setup, chosen)
 

@@ -44,13 +44,13 @@ def test_run_equals_golden(name, tmp_path):
         f"-a {golden['alpha']} -b {golden['beta']} --avg {golden['avg']} --intra_T {golden['intra_T']} "
         f"--kd_T {golden['kd_T']} --epochs {golden['epochs']} --batch_size {golden['batch_size']} "
         f"--learning_rate {golden['lr']} --wram_up {golden['warmup']} --save_dir {tmp_path} --device cpu".split())
-    student, teacher = (model_dict[golden[net]](num_classes=100) for net in ("student", "teacher"))
-    for net in (student, teacher):
-        net.load_state_dict(recipe.fill(net.state_dict()))
+    student, teacher = (model_dict[golden[network]](num_classes=100) for network in ("student", "teacher"))
+    for network in (student, teacher):
+        network.load_state_dict(recipe.fill(network.state_dict()))
     views = RecipeBatches(golden["data_seed"], n_batches=golden["batches"], batch_size=golden["batch_size"])
     digits = dataset.load("digits", "")
     with torch.no_grad():
-        out_s, out_t = (net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher))
+        out_s, out_t = (network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher))
     setup = Setup(out_s, out_t, student.name, teacher.name, views.labels, 100)
     objective = student_objective(METHODS[options.distill](setup, options), setup, options)
     phase = Phase("train", student, LiveTeacher(teacher, objective.reads), objective,

@@ -13,7 +13,7 @@ from distiller_zoo import METHODS, Setup, Term
 from helper import cuda_graph
 from helper.cli import student_options
 from helper.cuda_graph import CapturedSteps, is_captured
-from helper.loop import LiveTeacher, Phase, lessons, set_rate, train_step
+from helper.loop import LiveTeacher, Phase, distill_batches, set_rate, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
 from helper.util.errors import UsageError
@@ -68,7 +68,7 @@ def train(method, take_by, epochs=3, ahead=1):
     student, teacher = (model_dict[name](num_classes=10) for name in ("resnet8", "resnet8"))
     options = student_options(["--path_t", "t", "--distill", method, "--avg", "2", "--learning_rate", "0.01"])
     with torch.no_grad():
-        outputs = [net.eval()(torch.zeros(2, 3, 32, 32), named=True) for net in (student, teacher)]
+        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher)]
     setup = Setup(*outputs, student.name, teacher.name, views.labels, 10)
     built = METHODS[method](setup, options)
     stage = built.stage(student)
@@ -86,7 +86,7 @@ def train(method, take_by, epochs=3, ahead=1):
         student.train(objective.reads_student)
         meters.reset()
         plan = dataset.epoch_plan(len(views), False, 0, "1", "train", epoch)
-        for batch, outputs in lessons(phase, views, plan, BATCH):
+        for batch, outputs in distill_batches(phase, views, plan, BATCH):
             take(phase, batch, outputs, meters)
         read.append(meters.read(objective.reads_student))
         objective.end_epoch(epoch)
@@ -155,7 +155,7 @@ def test_lessons_are_the_batches_of_the_plan_whatever_is_ahead():
     seen = {}
     for ahead in (1, 3):
         phase = Phase("train", None, teacher, None, None, None, 1, ahead=ahead)
-        seen[ahead] = list(lessons(phase, views, plan, BATCH))
+        seen[ahead] = list(distill_batches(phase, views, plan, BATCH))
     assert [len(batch.labels) for batch, _ in seen[3]] == [BATCH] * BATCHES + [LAST]
     for (batch, outputs), (other, others) in zip(seen[1], seen[3], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(other), strict=True))

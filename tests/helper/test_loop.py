@@ -16,7 +16,7 @@ from helper.objective import CrossEntropy, Objective
 from helper.record.run import Run
 from helper.schedule import lr_at, rates
 from helper.util.errors import RunError
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import model_dict
 
 DECAY = [150, 180, 210]
@@ -75,14 +75,14 @@ def test_meters_never_wait_for_the_device():
 
 def test_evaluation_equals_the_net_on_all_images_at_once_and_leaves_the_mode():
     data = dataset.load("digits", "")
-    net = model_dict["resnet8"](num_classes=10).train()
+    network = model_dict["resnet8"](num_classes=10).train()
     test = dataset.EvalImages(data, torch.device("cpu"))
-    result = evaluate(net, test, batch_size=100)
-    assert net.training
-    net.eval()
+    result = evaluate(network, test, batch_size=100)
+    assert network.training
+    network.eval()
     with torch.no_grad():
         ((images, labels),) = test.batches(len(test))
-        logits = net(images)
+        logits = network(images)
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
     among = (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item()
@@ -90,25 +90,25 @@ def test_evaluation_equals_the_net_on_all_images_at_once_and_leaves_the_mode():
 
 
 def test_streams_of_neighbours_are_unrelated_and_stable():
-    seeds = {stream(s, t, "train", e) for s in range(4) for t in ("1", "2") for e in range(50)}
+    seeds = {derive_seed(s, t, "train", e) for s in range(4) for t in ("1", "2") for e in range(50)}
     assert len(seeds) == 400
-    assert stream(0, "1", "init") == 6615252530199906622 and stream(0, 1, "init") == stream(0, "1", "init")
+    assert derive_seed(0, "1", "init") == derive_seed(0, 1, "init") == 6615252530199906622
 
 
 def test_sgd_has_momentum_and_decays_every_parameter():
     """v = μ·v + (g + λ·p), p = p − rate·v; for batch norm and biases too."""
-    net = model_dict["resnet8"](num_classes=10)
+    network = model_dict["resnet8"](num_classes=10)
     options = student_options(["--path_t", "t"])
-    optimizer = sgd(net.parameters(), options)
-    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = sgd(network.parameters(), options)
+    before = [p.detach().clone() for p in network.parameters()]
     velocity = [torch.zeros_like(p) for p in before]
     for step in (1, 2):
-        for p in net.parameters():
+        for p in network.parameters():
             p.grad = torch.full_like(p, 0.1 * step)
         optimizer.step()
         velocity = [0.9 * v + 0.1 * step + 5e-4 * p for v, p in zip(velocity, before, strict=True)]
         before = [p - 0.05 * v for p, v in zip(before, velocity, strict=True)]
-    for p, expected in zip(net.parameters(), before, strict=True):
+    for p, expected in zip(network.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), expected)
 
 
@@ -132,11 +132,11 @@ def drawn_in_two_epochs(folder, trial, monkeypatch):
     few = dataset.Split(digits.train.images[:32], digits.train.labels[:32])
     data = dataclasses.replace(digits, train=few, test=few)
     options = student_options(["--path_t", "t", "--epochs", "2", "--trial", trial, "--save_dir", str(folder)])
-    net, term, cpu = model_dict["resnet8"](num_classes=10), Draws(), torch.device("cpu")
+    network, term, cpu = model_dict["resnet8"](num_classes=10), Draws(), torch.device("cpu")
     objective = Objective({"ce": CrossEntropy(), "draws": term})
-    phase = Phase("train", net, LiveTeacher(net, objective.reads), objective, sgd(net.parameters(), options),
-                  rates(options), 2, {"student": net, "objective": objective})
-    run = Run(options, ("students", "scalars"), trial, net, data)
+    phase = Phase("train", network, LiveTeacher(network, objective.reads), objective,
+                  sgd(network.parameters(), options), rates(options), 2, {"student": network, "objective": objective})
+    run = Run(options, ("students", "scalars"), trial, network, data)
     run.start(cpu, FLOAT32, {})
     fit(phase, dataset.TrainViews(data, cpu), dataset.EvalImages(data, cpu), run, options)
     run.lock.close()

@@ -55,12 +55,12 @@ class Payload:
 ], ids=["model", "state_dict", "bare", "parallel", "compiled in parallel", "parallel in compiled"])
 def test_every_form_loads_the_same_net(tmp_path, wrap):
     state = weights()
-    net, checkpoint = load_model(saved(wrap(state), tmp_path / "resnet8_vanilla" / "ckpt_epoch_240.pth"))
-    assert net.name == "resnet8" and not net.training
+    network, checkpoint = load_model(saved(wrap(state), tmp_path / "resnet8_vanilla" / "ckpt_epoch_240.pth"))
+    assert network.name == "resnet8" and not network.training
     assert list(checkpoint.state_dict) == list(state)
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in state.items())
     assert checkpoint.num_classes == 10
-    assert net(model_input()).shape == (2, 10)
+    assert network(model_input()).shape == (2, 10)
 
 
 def test_only_a_prefix_of_all_keys_is_taken_off(tmp_path):
@@ -94,8 +94,8 @@ def test_files_of_older_pytorch_load(tmp_path):
     state = {k: v for k, v in weights().items() if not k.endswith("num_batches_tracked")}
     path = tmp_path / "resnet8.pth"
     torch.save({"model": state}, path, _use_new_zipfile_serialization=False)
-    net, _ = load_model(path)
-    assert torch.equal(net.fc.weight, state["fc.weight"]) and net.bn1.num_batches_tracked == 0
+    network, _ = load_model(path)
+    assert torch.equal(network.fc.weight, state["fc.weight"]) and network.bn1.num_batches_tracked == 0
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path):

@@ -27,9 +27,9 @@ one_per_family = pytest.mark.parametrize(
 
 
 def filled(name):
-    net = model_dict[name](num_classes=100)
-    net.load_state_dict(fill(net.state_dict()))
-    return net.eval()
+    network = model_dict[name](num_classes=100)
+    network.load_state_dict(fill(network.state_dict()))
+    return network.eval()
 
 
 def stats(features):
@@ -48,20 +48,20 @@ def test_exactly_the_published_models_are_offered():
 @every_model
 def test_state_dict_parameters_and_feature_shapes_are_the_published(name):
     with torch.device("meta"):
-        net = model_dict[name]()
-        features, _ = net.eval()(torch.empty(2, 3, 32, 32), is_feat=True)
-    assert [[k, list(v.shape)] for k, v in net.state_dict().items()] == FACTS[name]["state_dict"]
-    assert sum(p.numel() for p in net.parameters()) == FACTS[name]["params"]
+        network = model_dict[name]()
+        features, _ = network.eval()(torch.empty(2, 3, 32, 32), is_feat=True)
+    assert [[k, list(v.shape)] for k, v in network.state_dict().items()] == FACTS[name]["state_dict"]
+    assert sum(p.numel() for p in network.parameters()) == FACTS[name]["params"]
     assert [list(f.shape) for f in features] == FACTS[name]["feat_shapes"]
-    assert net.name == name
+    assert network.name == name
 
 
 @pytest.mark.parametrize("name", WITH_NUMBERS)
 def test_numbers_are_the_published(name):
-    net = filled(name)
+    network = filled(name)
     with torch.no_grad():
-        features, logits = net(model_input(), is_feat=True)
-        preacts, logits_again = net(model_input(), is_feat=True, preact=True)
+        features, logits = network(model_input(), is_feat=True)
+        preacts, logits_again = network(model_input(), is_feat=True, preact=True)
     assert_agree(logits.numpy(), NUMBERS[f"{name}/logits"])
     # Row by row: a feature of small values is held to its own scale, not to the largest feature's.
     for kind, got in (("feat", stats(features)), ("preact", stats(preacts))):
@@ -73,9 +73,9 @@ def test_numbers_are_the_published(name):
 @one_per_family
 def test_a_stage_is_the_relu_of_its_preactivation(name):
     """Fails where an in-place ReLU overwrites the pre-activation, or where both are the same tensor."""
-    net = filled(name)
+    network = filled(name)
     with torch.no_grad():
-        out = net(model_input(), named=True)
+        out = network(model_input(), named=True)
     assert len(out.preacts) == len(out.stages)
     if name == "MobileNetV2":
         assert all(p is s for p, s in zip(out.preacts, out.stages, strict=True))
@@ -83,41 +83,41 @@ def test_a_stage_is_the_relu_of_its_preactivation(name):
     for i, (preact, stage) in enumerate(zip(out.preacts, out.stages, strict=True)):
         assert preact.min() < 0
         if name.startswith("wrn"):
-            bn = [net.block2.layer[0].bn1, net.block3.layer[0].bn1, net.bn1][i]
+            bn = [network.block2.layer[0].bn1, network.block3.layer[0].bn1, network.bn1][i]
             assert torch.equal(preact, bn(stage))
         else:
             assert torch.equal(stage, F.relu(preact))
 
 
 def test_wrn_updates_each_running_statistic_once_per_step():
-    net = model_dict["wrn_16_1"]().train()
-    net(torch.randn(4, 3, 32, 32), is_feat=True, preact=True)
-    counts = [int(v) for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")]
+    network = model_dict["wrn_16_1"]().train()
+    network(torch.randn(4, 3, 32, 32), is_feat=True, preact=True)
+    counts = [int(v) for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")]
     assert set(counts) == {1}
 
 
 @one_per_family
 def test_the_ways_to_call_a_net_agree(name):
-    net = filled(name)
+    network = filled(name)
     x = model_input()
     with torch.no_grad():
-        logits, out, (features, logits_feat) = net(x), net(x, named=True), net(x, is_feat=True)
+        logits, out, (features, logits_feat) = network(x), network(x, named=True), network(x, is_feat=True)
     assert isinstance(out, Outputs)
     assert torch.equal(logits, out.logits) and torch.equal(logits, logits_feat)
     assert isinstance(features, list)
     assert all(map(torch.equal, features, [out.stem, *out.stages, out.pooled]))
     with torch.no_grad():
-        assert torch.equal(getattr(net, net.head_name)(out.pooled), logits)
+        assert torch.equal(getattr(network, network.head_name)(out.pooled), logits)
 
 
 @one_per_family
 def test_pooling_is_the_published_to_the_last_bit(name):
-    net, seen = filled(name), {}
+    network, seen = filled(name), {}
     last = {"MobileNetV2": "conv2", "ShuffleV2": "bn2", "wrn_16_1": "bn1"}.get(name)
     if last:
-        getattr(net, last).register_forward_hook(lambda module, args, out: seen.update(last=F.relu(out)))
+        getattr(network, last).register_forward_hook(lambda module, args, out: seen.update(last=F.relu(out)))
     with torch.no_grad():
-        out = net(model_input(), named=True)
+        out = network(model_input(), named=True)
     before = seen.get("last", out.stages[-1])
     if name in ("ResNet50", "vgg8"):
         pooled = F.adaptive_avg_pool2d(before, 1)
@@ -131,8 +131,8 @@ def test_pooling_is_the_published_to_the_last_bit(name):
 @pytest.mark.parametrize("size", [64, 224])
 def test_larger_images_pass(name, size):
     with torch.device("meta"):
-        net = model_dict[name](num_classes=7).eval()
-        out = net(torch.empty(2, 3, size, size), named=True)
+        network = model_dict[name](num_classes=7).eval()
+        out = network(torch.empty(2, 3, size, size), named=True)
     assert out.logits.shape == (2, 7)
     assert out.pooled.shape[1:] == tuple(FACTS[name]["feat_shapes"][-1][1:])
 
@@ -140,9 +140,9 @@ def test_larger_images_pass(name, size):
 @one_per_family
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
-    net = model_dict[name](num_classes=5).train()
-    F.cross_entropy(net(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
-    for key, parameter in net.named_parameters():
+    network = model_dict[name](num_classes=5).train()
+    F.cross_entropy(network(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    for key, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
         # A bias right before a batch norm has no effect, and only rounding as its gradient.
         if not (name == "vgg8" and key.endswith("0.bias")):
@@ -153,18 +153,18 @@ def test_every_parameter_gets_a_gradient(name):
 def test_preactivations_and_features_carry_gradients(name):
     """What the methods on feature maps rely on, in training mode."""
     torch.manual_seed(0)
-    net = model_dict[name]().train()
-    out = net(torch.randn(2, 3, 32, 32), named=True)
+    network = model_dict[name]().train()
+    out = network(torch.randn(2, 3, 32, 32), named=True)
     sum(f.square().mean() for f in (*out.stages, *out.preacts, out.stem, out.pooled)).backward()
-    assert all(p.grad is not None for p in net.feature_parameters())
+    assert all(p.grad is not None for p in network.feature_parameters())
 
 
 @every_model
 def test_feature_parameters_leave_out_the_last_layer_only(name):
     with torch.device("meta"):
-        net = model_dict[name](num_classes=11)
-    names = {id(p): key for key, p in net.named_parameters()}
-    kept = [names[id(p)] for p in net.feature_parameters()]
+        network = model_dict[name](num_classes=11)
+    names = {id(p): key for key, p in network.named_parameters()}
+    kept = [names[id(p)] for p in network.feature_parameters()]
     last = FACTS[name]["state_dict"][-2:]  # weight and bias of the linear layer
     assert kept == [key for key in names.values() if key not in {last[0][0], last[1][0]}]
     assert len(kept) == len(names) - 2
@@ -173,9 +173,9 @@ def test_feature_parameters_leave_out_the_last_layer_only(name):
 @one_per_family
 def test_initial_convolutions(name):
     torch.manual_seed(0)
-    net = model_dict[name]()
+    network = model_dict[name]()
     checked = 0
-    for key, layer in net.named_modules():
+    for key, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d):
             continue
         if name.startswith("Shuffle"):
@@ -197,11 +197,11 @@ def test_initial_convolutions(name):
 @one_per_family
 def test_initial_batch_norms_and_linear_layer(name):
     torch.manual_seed(0)
-    net = model_dict[name](num_classes=100)
-    for key, layer in net.named_modules():
+    network = model_dict[name](num_classes=100)
+    for key, layer in network.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all() and not layer.bias.any(), key
-    (linear,) = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    (linear,) = [m for m in network.modules() if isinstance(m, nn.Linear)]
     bound = 1 / math.sqrt(linear.in_features)
     if name in ("vgg8", "MobileNetV2"):
         assert linear.weight.std().item() == pytest.approx(0.01, rel=0.03)

@@ -37,37 +37,37 @@ def test_224_pixels(name):
 @pytest.mark.parametrize("name", ["resnet8", "vgg8", "ShuffleV1", "MobileNetV1"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_pooling_is_the_mean_over_the_whole_map(name, size):
-    net = build(name, 4).eval()
+    network = build(name, 4).eval()
     with torch.no_grad():
-        out = net(torch.randn(2, 3, *size), named=True)
+        out = network(torch.randn(2, 3, *size), named=True)
     assert torch.allclose(out.pooled, out.stages[-1].mean((2, 3)), rtol=1e-4, atol=1e-6)
 
 
 def test_mobilenetv1_is_the_papers():
     """4.2 million parameters (table 8 of the paper), and the maps of its table 1 at 224 pixels."""
     with torch.device("meta"):
-        net = build("MobileNetV1", 1000).eval()
-        out = net(torch.empty(1, 3, 224, 224), named=True)
-    assert sum(p.numel() for p in net.parameters()) == 4_231_976
+        network = build("MobileNetV1", 1000).eval()
+        out = network(torch.empty(1, 3, 224, 224), named=True)
+    assert sum(p.numel() for p in network.parameters()) == 4_231_976
     assert [tuple(f.shape[1:]) for f in (out.stem, *out.stages)] == [
         (32, 112, 112), (128, 56, 56), (256, 28, 28), (512, 14, 14), (1024, 7, 7)]
-    assert list(net.state_dict())[:2] == ["model.0.0.weight", "model.0.1.weight"]
-    assert {"model.13.3.weight", "model.13.4.running_var", "fc.weight", "fc.bias"} <= set(net.state_dict())
+    assert list(network.state_dict())[:2] == ["model.0.0.weight", "model.0.1.weight"]
+    assert {"model.13.3.weight", "model.13.4.running_var", "fc.weight", "fc.bias"} <= set(network.state_dict())
 
 
 def test_mobilenetv1_offers_the_interface():
     torch.manual_seed(0)
-    net = build("MobileNetV1", 5).train()
-    out = net(torch.randn(4, 3, 32, 32), named=True)
+    network = build("MobileNetV1", 5).train()
+    out = network(torch.randn(4, 3, 32, 32), named=True)
     for stage, preact in zip(out.stages, out.preacts, strict=True):
         assert preact.min() < 0 and torch.equal(stage, F.relu(preact))
-    assert torch.equal(net.fc(out.pooled), out.logits)
+    assert torch.equal(network.fc(out.pooled), out.logits)
     F.cross_entropy(out.logits, torch.arange(4)).backward()
-    assert all(p.grad.abs().max() > 0 for p in net.parameters())
-    assert len(net.feature_parameters()) == len(list(net.parameters())) - 2
+    assert all(p.grad.abs().max() > 0 for p in network.parameters())
+    assert len(network.feature_parameters()) == len(list(network.parameters())) - 2
 
 
 def test_a_bare_mobilenetv1_loads(tmp_path):
     torch.save(build("MobileNetV1", 12).state_dict(), tmp_path / "MobileNetV1.pth")
-    net, checkpoint = load_model(tmp_path / "MobileNetV1.pth")
-    assert net.name == "MobileNetV1" and checkpoint.num_classes == 12
+    network, checkpoint = load_model(tmp_path / "MobileNetV1.pth")
+    assert network.name == "MobileNetV1" and checkpoint.num_classes == 12

@@ -20,26 +20,26 @@ def run_steps(precision, steps=6):
     """The student's losses and state after some steps of cross-entropy."""
     from helper.cli import student_options
     torch.manual_seed(0)
-    net = precision.prepare(model_dict["resnet8"](num_classes=10)).train()
+    network = precision.prepare(model_dict["resnet8"](num_classes=10)).train()
     objective = Objective({"ce": CrossEntropy()})
     options = student_options(["--path_t", "t", "--learning_rate", "0.02"])
-    phase = Phase("train", net, LiveTeacher(net, frozenset()), objective, sgd(net.parameters(), options), None, 1,
-                  precision=precision)
-    net.train()
+    phase = Phase("train", network, LiveTeacher(network, frozenset()), objective, sgd(network.parameters(), options),
+                  None, 1, precision=precision)
+    network.train()
     images, labels = torch.randn(steps, 32, 3, 32, 32), torch.arange(32) % 10
     losses = []
     for batch in images:
         meters = Meters(["ce"], torch.device("cpu"))
         train_step(phase, Batch(batch, labels, None, None), Outputs(), meters)
         losses.append(meters.read().loss)
-    return losses, net.state_dict()
+    return losses, network.state_dict()
 
 
 def test_outputs_are_the_nets_own_in_float32_and_only_those_asked_for():
-    net, images = model_dict["resnet8"](num_classes=10).eval(), torch.randn(4, 3, 32, 32)
-    out = FLOAT32.outputs(net, images, frozenset({"logits", "stages"}))
-    assert torch.equal(out.logits, net(images)) and out.pooled is None and out.preacts == ()
-    low = BF16.outputs(net, images, frozenset({"logits", "stages"}))
+    network, images = model_dict["resnet8"](num_classes=10).eval(), torch.randn(4, 3, 32, 32)
+    out = FLOAT32.outputs(network, images, frozenset({"logits", "stages"}))
+    assert torch.equal(out.logits, network(images)) and out.pooled is None and out.preacts == ()
+    low = BF16.outputs(network, images, frozenset({"logits", "stages"}))
     assert low.logits.dtype == torch.float32 and all(f.dtype == torch.float32 for f in low.stages)
     assert not torch.equal(low.logits, out.logits)
     torch.testing.assert_close(low.logits, out.logits, rtol=0.05, atol=0.05)
@@ -79,6 +79,6 @@ def test_fast_sets_what_was_measured_best_on_this_device(units, monkeypatch):
 def test_flags_are_carried_out_said_and_leave_a_plain_checkpoint(digits_teacher, tmp_path):
     process = scripts.succeed("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--epochs", 1,
                               "--amp", "bf16", "--channels_last", "--warm_up", 0, "--save_dir", tmp_path)
-    assert "bfloat16 nets, float32 losses, channels_last" in process.stdout
+    assert "bfloat16 networks, float32 losses, channels_last" in process.stdout
     state = torch.load(scripts.only(tmp_path / "student_model") / "resnet8_last.pth", weights_only=True)["model"]
     assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())

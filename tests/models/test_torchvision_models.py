@@ -33,24 +33,24 @@ def test_a_wrapped_net_is_torchvisions_to_the_last_bit(name):
     """In evaluation and in training, by its own names of the weights."""
     torch.manual_seed(0)
     plain = torchvision.models.get_model(name, num_classes=6)
-    net = build(f"torchvision:{name}", 6)
-    assert list(net.state_dict()) == list(plain.state_dict())
-    net.load_state_dict(plain.state_dict(), strict=True)
+    network = build(f"torchvision:{name}", 6)
+    assert list(network.state_dict()) == list(plain.state_dict())
+    network.load_state_dict(plain.state_dict(), strict=True)
     x = images(32)
     with torch.no_grad():
-        assert torch.equal(net.eval()(x), plain.eval()(x))
+        assert torch.equal(network.eval()(x), plain.eval()(x))
         torch.manual_seed(1)
         expected = plain.train()(x)
         torch.manual_seed(1)
-        assert torch.equal(net.train()(x), expected)
-    assert all(map(torch.equal, net.state_dict().values(), plain.state_dict().values()))  # the BN statistics too
+        assert torch.equal(network.train()(x), expected)
+    assert all(map(torch.equal, network.state_dict().values(), plain.state_dict().values()))  # the BN statistics too
 
 
 def test_the_features_of_a_resnet_are_those_of_its_layers():
-    net = build("torchvision:resnet18", 6).eval()
-    inner = net.net
+    network = build("torchvision:resnet18", 6).eval()
+    inner = network.network
     with torch.no_grad():
-        out = net(images(), named=True)
+        out = network(images(), named=True)
         x = stem = inner.maxpool(F.relu(inner.bn1(inner.conv1(images()))))
         stages = [x := layer(x) for layer in (inner.layer1, inner.layer2, inner.layer3, inner.layer4)]
         assert torch.equal(out.stem, stem) and all(map(torch.equal, out.stages, stages))
@@ -68,47 +68,47 @@ def test_the_features_of_a_resnet_are_those_of_its_layers():
     ("timm:test_convnext", [(24, 16), (32, 8), (48, 4), (64, 2)], (24, 16)),
 ])
 def test_stages_of_other_families(name, shapes, stem):
-    net = build(name, 6).eval()
+    network = build(name, 6).eval()
     with torch.no_grad():
-        out = net(images(), named=True)
-        head = net.net.get_submodule(net.head)
+        out = network(images(), named=True)
+        head = network.network.get_submodule(network.head)
         assert torch.equal(head(out.pooled), out.logits)
     assert [tuple(f.shape[1:3]) for f in (out.stem, *out.stages)] == [stem, *shapes]
-    assert len(net.feature_parameters()) == len(list(net.parameters())) - len(list(head.parameters()))
+    assert len(network.feature_parameters()) == len(list(network.parameters())) - len(list(head.parameters()))
 
 
 def test_features_carry_gradients_and_nothing_is_overwritten():
-    net = build("timm:test_resnet", 6).train()
-    out = net(images(), named=True)
+    network = build("timm:test_resnet", 6).train()
+    out = network(images(), named=True)
     sum(f.square().mean() for f in (*out.stages, *out.preacts, out.stem, out.pooled)).backward()
-    assert all(p.grad is not None for p in net.feature_parameters())
+    assert all(p.grad is not None for p in network.feature_parameters())
     assert all(torch.equal(s, F.relu(p)) for s, p in zip(out.stages, out.preacts, strict=True))
 
 
 def test_the_pooled_vector_is_taken_before_the_dropout():
-    net = build("torchvision:mobilenet_v3_small", 6).train()
+    network = build("torchvision:mobilenet_v3_small", 6).train()
     torch.manual_seed(0)
-    pooled = net(images(), named=True).pooled
+    pooled = network(images(), named=True).pooled
     assert (pooled == 0).float().mean() < 0.05  # a dropout of one in five would show
 
 
 def test_a_copy_has_hooks_of_its_own():
-    net = build(SMALL, 6).eval()
-    twin = copy.deepcopy(net)
+    network = build(SMALL, 6).eval()
+    twin = copy.deepcopy(network)
     with torch.no_grad():
         for p in twin.parameters():
             p.mul_(1.5)
-        out, other = net(images(), named=True), twin(images(), named=True)
-    assert not torch.equal(out.pooled, other.pooled) and not net.seen and not twin.seen
-    assert torch.equal(net(images(), named=True).stem, out.stem)
+        out, other = network(images(), named=True), twin(images(), named=True)
+    assert not torch.equal(out.pooled, other.pooled) and not network.seen and not twin.seen
+    assert torch.equal(network(images(), named=True).stem, out.stem)
 
 
-# --- what a net does not offer is refused in one line ---
+# --- what a network does not offer is refused in one line ---
 
 
 def setup_of(student, teacher):
     with torch.no_grad():
-        outputs = [net.eval()(images(), named=True) for net in (student, teacher)]
+        outputs = [network.eval()(images(), named=True) for network in (student, teacher)]
     return Setup(*outputs, student.name, teacher.name, torch.arange(12) % 6, 6)
 
 
@@ -126,9 +126,9 @@ def test_a_method_refuses_a_net_without_what_it_reads(method, says):
 
 
 def test_a_net_of_a_fixed_size_says_so():
-    net = build("timm:test_maxvit", 6).eval()
+    network = build("timm:test_maxvit", 6).eval()
     with pytest.raises(ModelError, match="timm:test_maxvit does not take images of 32×32 pixels"):
-        net(images(32))
+        network(images(32))
 
 
 @pytest.mark.parametrize("name, says", [
@@ -158,21 +158,21 @@ def test_a_missing_timm_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", [SMALL, "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1",
                                   "timm:test_resnet.r160_in1k"])
 def test_a_checkpoint_written_here_loads(tmp_path, name):
-    """Also of nets with several linear layers, or none, whose number of classes the file must say."""
-    net = build(name, 6)
-    torch.save({"model": net.state_dict(), "model_name": name, "num_classes": 6}, tmp_path / "a.pth")
+    """Also of networks with several linear layers, or none, whose number of classes the file must say."""
+    network = build(name, 6)
+    torch.save({"model": network.state_dict(), "model_name": name, "num_classes": 6}, tmp_path / "a.pth")
     loaded, checkpoint = load_model(tmp_path / "a.pth", num_classes=6)
     assert loaded.name == name and checkpoint.num_classes == 6 and not loaded.training
     with torch.no_grad():
-        assert torch.equal(loaded(images()), net.eval()(images()))
+        assert torch.equal(loaded(images()), network.eval()(images()))
 
 
 def test_a_state_dict_of_torchvision_loads_by_its_folders_name(tmp_path):
     folder = tmp_path / f"{SMALL}_mine"
     folder.mkdir()
     torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=6).state_dict(), folder / "a.pth")
-    net, checkpoint = load_model(folder / "a.pth")
-    assert net.name == SMALL and checkpoint.num_classes == 6
+    network, checkpoint = load_model(folder / "a.pth")
+    assert network.name == SMALL and checkpoint.num_classes == 6
 
 
 # --- published weights, from a server of our own ---
@@ -215,9 +215,9 @@ def hub(tmp_path, monkeypatch):
     torch.hub.set_dir(before)
 
 
-def file_of(net):
+def file_of(network):
     buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
+    torch.save(network.state_dict(), buffer)
     return buffer.getvalue()
 
 
@@ -235,9 +235,9 @@ def test_torchvisions_weights_are_fetched_checked_and_kept(server, hub, monkeypa
     with pytest.raises(ModelError, match="invalid hash"):
         load_model(SMALL)
     files[f"/{name}"] = content
-    net, checkpoint = load_model(SMALL, num_classes=1000)
-    assert isinstance(net, Wrapped) and net.name == checkpoint.model_name == SMALL and not net.training
-    assert all(map(torch.equal, net.state_dict().values(), plain.state_dict().values()))
+    network, checkpoint = load_model(SMALL, num_classes=1000)
+    assert isinstance(network, Wrapped) and network.name == checkpoint.model_name == SMALL and not network.training
+    assert all(map(torch.equal, network.state_dict().values(), plain.state_dict().values()))
     with pytest.raises(CheckpointError, match="has 1000 classes, 10 are expected"):
         load_model(SMALL, num_classes=10)
     files.clear()  # it is kept in torch.hub's folder
@@ -281,9 +281,9 @@ def test_timms_weights_are_fetched(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hub_constants, "ENDPOINT", address)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
-    net, checkpoint = load_model("timm:test_resnet")
-    assert net.name == "timm:test_resnet" and checkpoint.num_classes == 1000
-    assert all(map(torch.equal, net.state_dict().values(), plain.state_dict().values()))
+    network, checkpoint = load_model("timm:test_resnet")
+    assert network.name == "timm:test_resnet" and checkpoint.num_classes == 1000
+    assert all(map(torch.equal, network.state_dict().values(), plain.state_dict().values()))
     files.clear()  # it is kept in the hub's folder
     assert load_model("timm:test_resnet.r160_in1k")[1].num_classes == 1000
 

@@ -18,7 +18,7 @@ QUICK = ("--batch_size", 16)  # the latency of a batch is timed as well
 
 @pytest.fixture(scope="module")
 def logits(digits_teacher):
-    """The teacher's on the test images, by nothing but the net, and the labels."""
+    """The teacher's on the test images, by nothing but the network, and the labels."""
     data = dataset.load("digits", "unused")
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (data.mean, data.std))
     with torch.no_grad():
@@ -81,15 +81,15 @@ def test_superclasses_are_those_of_the_data(cifar_server, tmp_path):
 
 def read_subject(name):
     from models import Checkpoint
-    from scripts.analysis.checkpoint import Subject
-    return Subject("x.pth", model_dict[name](num_classes=100), Checkpoint({}), read_record("nowhere"))
+    from scripts.analysis.checkpoint import LoadedCheckpoint
+    return LoadedCheckpoint("x.pth", model_dict[name](num_classes=100), Checkpoint({}), read_record("nowhere"))
 
 
 def test_flops_are_twice_the_products_of_convolutions_and_classifier():
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.ReLU(), torch.nn.Flatten(),
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.ReLU(), torch.nn.Flatten(),
                               torch.nn.Linear(8 * 16, 5))
-    assert cost.flops(net, torch.zeros(1, 3, 4, 4)) == 2 * (16 * 8 * 3 * 9 + 8 * 16 * 5)
-    assert cost.parameters(net) == 8 * 27 + 8 * 16 * 5 + 5
+    assert cost.flops(network, torch.zeros(1, 3, 4, 4)) == 2 * (16 * 8 * 3 * 9 + 8 * 16 * 5)
+    assert cost.parameters(network) == 8 * 27 + 8 * 16 * 5 + 5
 
 
 def test_a_class_without_images_is_null_in_json_and_a_dash_in_the_table():

@@ -1,4 +1,4 @@
-"""scripts/export.py: both files give the net's logits, and the card is true."""
+"""scripts/export.py: both files give the network's logits, and the card is true."""
 import json
 import re
 
@@ -38,9 +38,9 @@ def test_the_cards_pytorch_snippet_gives_the_same_weights(exported, digits_teach
     space = {}
     exec(snippets(exported)[0], space)
     original = load_model(digits_teacher)[0].state_dict()
-    loaded = space["net"].state_dict()
+    loaded = space["network"].state_dict()
     assert list(loaded) and all(torch.equal(loaded[key], value) for key, value in original.items())
-    assert not space["net"].training
+    assert not space["network"].training
 
 
 def test_the_cards_onnx_snippet_gives_the_same_logits_for_any_batch(exported, expected):
@@ -65,13 +65,13 @@ def test_the_card_says_what_was_measured_and_what_the_run_recorded(exported, dig
 
 
 def test_the_export_fails_where_onnxruntime_and_pytorch_differ(exported, digits_teacher, expected):
-    model, net = (exported / "resnet14.onnx").read_bytes(), load_model(digits_teacher)[0]
+    model, network = (exported / "resnet14.onnx").read_bytes(), load_model(digits_teacher)[0]
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert check_onnx(model, net, images) < ATOL + RTOL * expected.abs().max()
+    assert check_onnx(model, network, images) < ATOL + RTOL * expected.abs().max()
     with torch.no_grad():
-        net.fc.bias[4] += 0.01
+        network.fc.bias[4] += 0.01
     with pytest.raises(RunError, match=r"differ from PyTorch's by up to 0\.01"):
-        check_onnx(model, net, images)
+        check_onnx(model, network, images)
 
 
 def test_a_missing_package_is_named_with_the_cure():

@@ -177,10 +177,10 @@ def checkpoints():
     torch.manual_seed(0)
     files = {}
     for name in ("resnet56", "resnet110", "wrn_40_2", "resnet8"):
-        net = model_dict[name](num_classes=100)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        network = model_dict[name](num_classes=100)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
         buffer = io.BytesIO()
-        torch.save({"epoch": 240, "model": net.state_dict(), "accuracy": torch.tensor(72.34),
+        torch.save({"epoch": 240, "model": network.state_dict(), "accuracy": torch.tensor(72.34),
                     "optimizer": optimizer.state_dict()}, buffer)
         files[name] = buffer.getvalue()
     return files

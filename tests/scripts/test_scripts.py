@@ -22,8 +22,8 @@ def test_a_teacher_learns_the_digits_and_leaves_the_published_files(digits_teach
     assert result["last"]["top1"] > 80 and result["last"]["epoch"] == 3
     assert {path.name for path in folder.iterdir()} == {
         ".lock", "args.json", "log.jsonl", "result.json", "resnet14_best.pth", "resnet14_last.pth"}
-    net, checkpoint = load_model(digits_teacher)
-    assert (net.name, checkpoint.epoch, checkpoint.num_classes) == ("resnet14", 3, 10)
+    network, checkpoint = load_model(digits_teacher)
+    assert (network.name, checkpoint.epoch, checkpoint.num_classes) == ("resnet14", 3, 10)
     assert checkpoint.accuracy == result["last"]["top1"]
 
 
@@ -84,8 +84,8 @@ def test_checkpoints_load_safely_and_hold_the_student_alone(dkd_run):
     last = torch.load(folder / "resnet8_last.pth", weights_only=True)
     epoch2 = torch.load(folder / "ckpt_epoch_2.pth", weights_only=True)
     assert set(last) == {"model", "epoch", "accuracy", "optimizer", "model_name", "num_classes"}
-    net, _ = load_model(folder / "resnet8_best.pth")
-    assert set(last["model"]) == set(net.state_dict())
+    network, _ = load_model(folder / "resnet8_best.pth")
+    assert set(last["model"]) == set(network.state_dict())
     assert all(torch.equal(last["model"][key], epoch2["model"][key]) for key in last["model"])
 
 

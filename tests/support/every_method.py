@@ -16,11 +16,12 @@ def check_shares():
     for samples in (3, 7, 355):
         seen = torch.zeros(samples)
         seen[distributed.own_slice(samples)] += 1
-        assert distributed.summed(seen).eq(1).all(), samples
+        assert distributed.all_reduce_sum(seen).eq(1).all(), samples
         plan = torch.arange(samples), torch.arange(samples)
-        own, view = distributed.share(plan, 8)
-        assert distributed.summed(torch.bincount(own, minlength=samples)).eq(1).all() and own.equal(view), samples
-        assert (len(own[own < 8]) - min(8, samples) / distributed.count()) < 1, samples
+        own, view = distributed.own_share(plan, 8)
+        assert distributed.all_reduce_sum(torch.bincount(own, minlength=samples)).eq(1).all(), samples
+        assert own.equal(view)
+        assert (len(own[own < 8]) - min(8, samples) / distributed.world_size()) < 1, samples
 
 
 if __name__ == "__main__":
@@ -30,4 +31,4 @@ if __name__ == "__main__":
                     *shlex.split(flags)]
         train_student.main()
     check_shares()
-    distributed.leave()
+    distributed.destroy()

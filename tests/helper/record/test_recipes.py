@@ -23,8 +23,8 @@ def test_the_tinyimagenet_recipe_is_the_published_one():
 
 
 def test_the_cifar100_recipe_is_what_the_scripts_do_anyway():
-    for parse, net in ((student_options, ["--path_t", "t", "--model_s", "ShuffleV2"]), (teacher_options, [])):
-        plain, preset = vars(parse(net)), vars(parse([*net, "--recipe", "cifar100"]))
+    for parse, network in ((student_options, ["--path_t", "t", "--model_s", "ShuffleV2"]), (teacher_options, [])):
+        plain, preset = vars(parse(network)), vars(parse([*network, "--recipe", "cifar100"]))
         differ = {key for key in plain if plain[key] != preset[key]}
         # Of kd, r: the script's default leaves the cross-entropy its full weight.
         assert differ == ({"recipe", "gamma"} if parse is student_options else {"recipe"})

@@ -24,9 +24,9 @@ from helper.record.run import Run
 from helper.teacher import cache as cache_module
 from helper.teacher import plan as plan_module
 from helper.teacher.cache import Cache, CachedTeacher, key_of
-from helper.teacher.plan import HEADROOM, Situation, decide
+from helper.teacher.plan import HEADROOM, CacheInputs, decide
 from helper.util.errors import Interrupted, RunError, UsageError
-from helper.util.seeding import stream
+from helper.util.seeding import derive_seed
 from models import Outputs, model_dict
 from models.precision import Precision
 
@@ -45,27 +45,27 @@ def make_data(n=8, flip=False, n_test=16):
 
 def make_teacher(seed=0):
     torch.manual_seed(seed)
-    net = model_dict["resnet8"](num_classes=10)
-    # Logits of a trained net's size, so that tolerances mean something.
-    net.fc.weight.data *= 20
-    return net.eval().requires_grad_(False)
+    network = model_dict["resnet8"](num_classes=10)
+    # Logits of a trained network's size, so that tolerances mean something.
+    network.fc.weight.data *= 20
+    return network.eval().requires_grad_(False)
 
 
-def make_cache(root, net, data, dtype="float32"):
-    return Cache(str(root), net, data, dtype, CPU, WIDTHS), dataset.TrainViews(data, CPU)
+def make_cache(root, network, data, dtype="float32"):
+    return Cache(str(root), network, data, dtype, CPU, WIDTHS), dataset.TrainViews(data, CPU)
 
 
 def build(root, n=8, fields=("logits",), dtype="float32"):
     """What a process of the tests does: build the cache of make_teacher() on make_data(n)."""
-    net = make_teacher()
-    cache, views = make_cache(root, net, make_data(n), dtype)
-    fill(cache, list(fields), net, views)
+    network = make_teacher()
+    cache, views = make_cache(root, network, make_data(n), dtype)
+    fill(cache, list(fields), network, views)
     return cache
 
 
-def fill(cache, fields, net, views, rows=None, stop=lambda: None):
-    cache.prepare(fields, net, views, stop)
-    cache.fill(fields, rows, net, views, BATCH, stop)
+def fill(cache, fields, network, views, rows=None, stop=lambda: None):
+    cache.prepare(fields, network, views, stop)
+    cache.fill(fields, rows, network, views, BATCH, stop)
 
 
 def count(cache, name="logits"):
@@ -96,10 +96,10 @@ def wait_for_rows(cache, rows, process):
         time.sleep(0.02)
 
 
-def count_forwards(net, monkeypatch):
-    """A list that grows by the batch's size whenever the net runs."""
-    sizes, outputs = [], net.outputs
-    monkeypatch.setattr(net, "outputs", lambda x: (sizes.append(len(x)), outputs(x))[1])
+def count_forwards(network, monkeypatch):
+    """A list that grows by the batch's size whenever the network runs."""
+    sizes, outputs = [], network.outputs
+    monkeypatch.setattr(network, "outputs", lambda x: (sizes.append(len(x)), outputs(x))[1])
     return sizes
 
 
@@ -114,12 +114,12 @@ def one_thread():
 @pytest.mark.parametrize("flip", (False, True))
 @pytest.mark.parametrize("dtype", ("float32", "float16"))
 def test_cached_outputs_are_the_live_ones(flip, dtype, tmp_path):
-    data, net = make_data(3, flip), make_teacher()
-    cache, views = make_cache(tmp_path, net, data, dtype)
-    fill(cache, ["logits", "pooled"], net, views)
+    data, network = make_data(3, flip), make_teacher()
+    cache, views = make_cache(tmp_path, network, data, dtype)
+    fill(cache, ["logits", "pooled"], network, views)
     assert cache.shape == (3, 162 if flip else 81)
     cached = CachedTeacher({name: cache.table(name) for name in WIDTHS}, flip)
-    live = LiveTeacher(net, frozenset(WIDTHS))
+    live = LiveTeacher(network, frozenset(WIDTHS))
     index, view = torch.cartesian_prod(torch.arange(3), views_of(flip)).T
     for i in range(0, len(index) - BATCH + 1, 7):  # batches that no batch of the build was
         batch = views.batch(index[i : i + BATCH].flip(0), view[i : i + BATCH].flip(0))
@@ -148,8 +148,8 @@ def test_another_field_is_added_without_the_first(tmp_path):
 
 
 def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
-    net, data = make_teacher(), make_data(2)
-    cache, views = make_cache(tmp_path / "a", net, data)
+    network, data = make_teacher(), make_data(2)
+    cache, views = make_cache(tmp_path / "a", network, data)
     calls = []
 
     def stop():
@@ -158,38 +158,38 @@ def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        fill(cache, ["logits"], net, views, stop=stop)
+        fill(cache, ["logits"], network, views, stop=stop)
     assert count(cache) == 4 * BATCH
     assert cache.left(["logits"]) == pytest.approx(1 - 4 * BATCH / 162)
-    sizes = count_forwards(net, monkeypatch)
-    cache.fill(["logits"], None, net, views, BATCH, lambda: None)
+    sizes = count_forwards(network, monkeypatch)
+    cache.fill(["logits"], None, network, views, BATCH, lambda: None)
     assert sizes == [BATCH] * 7  # 98 rows are left; the last batch is filled up to be a full one
     assert torch.equal(cache.table("logits"), build(tmp_path / "b", 2).table("logits"))
 
 
 def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
-    net, data = make_teacher(), make_data(8)
-    cache, views = make_cache(tmp_path / "a", net, data)
+    network, data = make_teacher(), make_data(8)
+    cache, views = make_cache(tmp_path / "a", network, data)
     process = start_build(tmp_path / "a", 8, slow=0.05)
     wait_for_rows(cache, 6 * BATCH, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = count(cache)
     assert 6 * BATCH <= done < cache.rows
-    sizes = count_forwards(net, monkeypatch)
-    cache.fill(["logits"], None, net, views, BATCH, lambda: None)
+    sizes = count_forwards(network, monkeypatch)
+    cache.fill(["logits"], None, network, views, BATCH, lambda: None)
     assert sum(sizes) < cache.rows - done + BATCH
     assert torch.equal(cache.table("logits"), build(tmp_path / "b", 8).table("logits"))
 
 
 def test_two_processes_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "BLOCK", 2)
-    net, data = make_teacher(), make_data(8)
-    cache, views = make_cache(tmp_path / "a", net, data)
+    network, data = make_teacher(), make_data(8)
+    cache, views = make_cache(tmp_path / "a", network, data)
     first = start_build(tmp_path / "a", 8, slow=0.1)
     wait_for_rows(cache, BATCH, first)
-    sizes, seen = count_forwards(net, monkeypatch), count(cache)
-    fill(cache, ["logits"], net, views)
+    sizes, seen = count_forwards(network, monkeypatch), count(cache)
+    fill(cache, ["logits"], network, views)
     # 64 rows to compare what was there; then not the block of 162 rows that the first process was at, and which it
     # waited for.
     assert cache.left(["logits"]) == 0 and seen < 162 and 0 < sum(sizes) - 64 <= 3 * 176
@@ -198,14 +198,14 @@ def test_two_processes_share_the_work(tmp_path, monkeypatch):
 
 
 def test_it_grows_by_the_rows_that_are_asked_for(tmp_path, monkeypatch):
-    net, data = make_teacher(), make_data(4)
-    cache, views = make_cache(tmp_path / "a", net, data)
-    table, sizes = None, count_forwards(net, monkeypatch)
-    cache.prepare(["logits"], net, views, lambda: None)
+    network, data = make_teacher(), make_data(4)
+    cache, views = make_cache(tmp_path / "a", network, data)
+    table, sizes = None, count_forwards(network, monkeypatch)
+    cache.prepare(["logits"], network, views, lambda: None)
     table, whole = cache.table("logits").flatten(0, 1), build(tmp_path / "b", 4).table("logits").flatten(0, 1)
     sizes.clear()
     for rows, forwards in ([3, 80, 200], 1), ([3, 81, 200, 300], 1), ([80, 300], 0), (range(40), 3):
-        cache.fill(["logits"], np.array(rows), net, views, BATCH, lambda: None)
+        cache.fill(["logits"], np.array(rows), network, views, BATCH, lambda: None)
         assert torch.equal(table[list(rows)], whole[list(rows)])  # seen through the mapping that was there before
         assert sizes == [BATCH] * forwards
         sizes.clear()
@@ -251,22 +251,23 @@ def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
 
 
 def test_key_follows_everything_that_the_outputs_depend_on():
-    net, data = make_teacher(), make_data(2)
-    key = key_of(net, data, "float16", "float32")
-    assert key == key_of(copy.deepcopy(net), make_data(2), "float16", "float32")
-    other = copy.deepcopy(net)
+    network, data = make_teacher(), make_data(2)
+    key = key_of(network, data, "float16", "float32")
+    assert key == key_of(copy.deepcopy(network), make_data(2), "float16", "float32")
+    other = copy.deepcopy(network)
     other.bn1.running_mean[0] += 1e-6
     images = data.train.images.clone()
     images[0, 0, 0, 0] ^= 1
     others = [
         key_of(other, data, "float16", "float32"),
         key_of(make_teacher(1), data, "float16", "float32"),
-        key_of(net, dataclasses.replace(data, train=dataset.Split(images, data.train.labels)), "float16", "float32"),
-        key_of(net, dataclasses.replace(data, mean=(0.3, 0.3, 0.3)), "float16", "float32"),
-        key_of(net, dataclasses.replace(data, std=(0.3, 0.3, 0.3)), "float16", "float32"),
-        key_of(net, dataclasses.replace(data, flip=True), "float16", "float32"),
-        key_of(net, data, "float32", "float32"),
-        key_of(net, data, "float16", "tf32"),
+        key_of(network, dataclasses.replace(data, train=dataset.Split(images, data.train.labels)), "float16",
+               "float32"),
+        key_of(network, dataclasses.replace(data, mean=(0.3, 0.3, 0.3)), "float16", "float32"),
+        key_of(network, dataclasses.replace(data, std=(0.3, 0.3, 0.3)), "float16", "float32"),
+        key_of(network, dataclasses.replace(data, flip=True), "float16", "float32"),
+        key_of(network, data, "float32", "float32"),
+        key_of(network, data, "float16", "tf32"),
     ]
     assert len({key, *others}) == 9
 
@@ -279,11 +280,11 @@ def test_full_disk_is_told_before_the_build(tmp_path, monkeypatch):
 
 
 def test_values_beyond_float16_are_refused(tmp_path):
-    net = make_teacher()
-    net.fc.weight.data *= 1e5
-    cache, views = make_cache(tmp_path, net, make_data(2), "float16")
+    network = make_teacher()
+    network.fc.weight.data *= 1e5
+    cache, views = make_cache(tmp_path, network, make_data(2), "float16")
     with pytest.raises(RunError, match="--cache_dtype float32"):
-        fill(cache, ["logits"], net, views)
+        fill(cache, ["logits"], network, views)
     assert cache.left(["logits"]) == 1
 
 
@@ -327,7 +328,7 @@ def test_class_sums_are_over_all_views(tmp_path):
 
 
 GB = 10**9
-BASE = Situation(asked="auto", reads=frozenset({"logits"}), earlier=None, left=1.0, epochs=240, views=162,
+BASE = CacheInputs(asked="auto", reads=frozenset({"logits"}), earlier=None, left=1.0, epochs=240, views=162,
                  disk_needed=2 * GB, disk_free=9 * GB, table=2 * GB, device_free=80 * GB)
 ON_CPU = {"device_free": None}
 
@@ -365,9 +366,9 @@ def test_decision(change, source, why):
 
 
 def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
-    net, data = make_teacher(), make_data(2)
-    cache, views = make_cache(tmp_path, net, data)
-    plan = plan_module.Plan(net, frozenset({"logits"}), "complete", cache, {}, BATCH)
+    network, data = make_teacher(), make_data(2)
+    cache, views = make_cache(tmp_path, network, data)
+    plan = plan_module.Plan(network, frozenset({"logits"}), "complete", cache, {}, BATCH)
     batch = views.batch(torch.arange(2), torch.tensor([4, 160]))
     for free, stays in ((HEADROOM + cache.bytes("logits") - 1, True), (HEADROOM + cache.bytes("logits"), False)):
         monkeypatch.setattr(plan_module, "_device_free", lambda device, free=free: free)
@@ -393,7 +394,8 @@ def runs(tmp_path_factory):
             handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             # The trial names the folder; the streams are to be those of one trial.
             for module in ("train_student", "helper.loop", "dataset.views"):
-                patch.setattr(sys.modules[module], "stream", lambda seed, trial, *purpose: stream(seed, "1", *purpose))
+                patch.setattr(sys.modules[module], "derive_seed",
+                              lambda seed, trial, *purpose: derive_seed(seed, "1", *purpose))
             try:
                 train_student.main()
             finally:
@@ -489,22 +491,22 @@ def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
 
 
 def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
-    data, net = make_data(2), make_teacher()
+    data, network = make_data(2), make_teacher()
     test, folder = dataset.EvalImages(data, CPU), str(tmp_path)
-    sizes = count_forwards(net, monkeypatch)
-    first = plan_module.tested(net, data, test, FLOAT32, folder)
-    assert sizes == [16] and first == evaluate(net, test)
+    sizes = count_forwards(network, monkeypatch)
+    first = plan_module.tested(network, data, test, FLOAT32, folder)
+    assert sizes == [16] and first == evaluate(network, test)
     sizes.clear()
-    assert plan_module.tested(net, data, test, FLOAT32, folder) == first and sizes == []
+    assert plan_module.tested(network, data, test, FLOAT32, folder) == first and sizes == []
     # Another precision, damage, other weights, other images: measured anew.
-    plan_module.tested(net, data, test, Precision(channels_last=True), folder)
+    plan_module.tested(network, data, test, Precision(channels_last=True), folder)
     for path in (tmp_path / "accuracy").iterdir():
         path.write_text('{"loss": 1')
-    assert plan_module.tested(net, data, test, FLOAT32, folder) == first
-    net.fc.bias.data += 1
-    plan_module.tested(net, data, test, FLOAT32, folder)
+    assert plan_module.tested(network, data, test, FLOAT32, folder) == first
+    network.fc.bias.data += 1
+    plan_module.tested(network, data, test, FLOAT32, folder)
     fewer = make_data(2, n_test=8)
-    plan_module.tested(net, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
+    plan_module.tested(network, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
     assert sizes == [16, 16, 16, 8]
 
 

@@ -60,7 +60,7 @@ def test_it_leaves_pictures_and_one_page_that_needs_nothing_else(student, digits
         assert content == (out / f"{name}.png").read_bytes()
         image = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
         assert image.shape[1] > 1000 and image.std() > 10  # something is drawn
-    # The first table: the teacher that args.json names, and the student, as the net itself has it.
+    # The first table: the teacher that args.json names, and the student, as the network itself has it.
     data = dataset.load("digits", "unused")
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (data.mean, data.std))
     images, labels = (data.test.images / 255 - mean) / std, data.test.labels

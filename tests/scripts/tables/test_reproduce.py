@@ -178,7 +178,7 @@ def test_a_tables_script_takes_overrides():
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Checkpoints of untrained nets for the digits, as various scripts leave them."""
+    """Checkpoints of untrained networks for the digits, as various scripts leave them."""
     folder = tmp_path_factory.mktemp("teachers")
     for name, model, classes in (
             ("resnet14_digits_trial_0/resnet14_last.pth", "resnet14", 10), ("digits_resnet20.pth", "resnet20", 10),
