@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from dataset.views import EvalImages, TrainViews
+from helper.util.errors import UserError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that is missing or cannot be fetched or read; the message says the cure."""
+
+    same_everywhere = False  # each machine has its own disk
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 from dataset._base import DataError
-from helper.util.progress import Counter
+from helper.util.progress import progress
 
 ATTEMPTS = 3
 # Seconds without a byte after which a connection is given up.
@@ -50,20 +50,17 @@ def _go_on(url, partial):
             return
         raise
     with response:
-        goes_on = re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")) is not None
-        start = start if goes_on else 0
+        continues = re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")) is not None
+        start = start if continues else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        counter = Counter(f"fetching {os.path.basename(url)}", total, start, " MB", 10**6) if total else None
         done = start
-        with _writing(partial, "ab" if goes_on else "wb") as file:
+        with (_writing(partial, "ab" if continues else "wb") as file,
+              progress(f"fetching {os.path.basename(url)}", total, start, "B", unit_scale=True) as bar):
             while chunk := response.read(1 << 18):
                 _write(file, chunk)
                 done += len(chunk)
-                if counter:
-                    counter.show(done)
-        if counter:
-            counter.end()
+                bar.update(len(chunk))
     if total is not None and done < total:
         raise OSError(f"the connection broke after {done:,} of {total:,} bytes")
 

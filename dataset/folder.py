@@ -12,7 +12,7 @@ import torch
 
 from dataset._base import DataError
 from dataset._stream import Files, StreamedData, problems
-from helper.util.progress import Counter
+from helper.util.progress import progress
 
 # ImageNet's, which its pretrained networks expect.
 MEAN = (0.485, 0.456, 0.406)
@@ -106,14 +106,14 @@ def _no_class_empty(files, classes):
 
 def _readable(files, workers):
     """The files that can be read; says how many cannot, and names some."""
-    counter = Counter(f"checking the images of {files.root}", len(files))
+    bar = progress(f"checking the images of {files.root}", len(files), unit=" images")
     bad, good = [], torch.ones(len(files), dtype=torch.bool)
     for i, problem in enumerate(problems(files, workers)):
         if problem is not None:
             good[i] = False
             bad.append(problem)
-        counter.show(i + 1)
-    counter.end()
+        bar.update()
+    bar.close()
     if bad:
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         print(f"note      {len(bad)} of {len(files):,} images are left out: {'; '.join(bad[:NAMED])}{more}", flush=True)

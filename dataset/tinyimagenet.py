@@ -20,7 +20,7 @@ from PIL import Image
 
 from dataset._base import Data, DataError, Split
 from dataset._download import download
-from helper.util.progress import Counter
+from helper.util.progress import progress
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -218,8 +218,8 @@ def _kept(root, key):
 
 def _decode(source, parts, root, key, skip):
     """Decode the images of both parts to Splits, and keep them in a file where all can be read."""
-    counter, done, bad, splits = Counter("decoding Tiny-ImageNet", sum(map(len, parts))), 0, [], []
-    print(f"decoding {counter.total:,} images of {source}, once", flush=True)
+    bar, bad, splits = progress("decoding Tiny-ImageNet", sum(map(len, parts)), unit=" images"), [], []
+    print(f"decoding {bar.total:,} images of {source}, once", flush=True)
     for part in parts:
         pixels, good = torch.empty(len(part), 3, SIZE, SIZE, dtype=torch.uint8), []
         for i, (name, _) in enumerate(part):
@@ -228,13 +228,12 @@ def _decode(source, parts, root, key, skip):
                 good.append(i)
             except Exception as error:  # Pillow and zipfile raise many kinds
                 bad.append(f"{name} ({' '.join(str(error).split()) or type(error).__name__})")
-            done += 1
-            counter.show(done)
+            bar.update()
         split = Split(pixels, torch.tensor([label for _, label in part]))
         splits.append(split if len(good) == len(part) else split.take(torch.tensor(good, dtype=torch.int64)))
-    counter.end()
+    bar.close()
     if bad:
-        said = f"{len(bad)} of {done:,} images of {source} cannot be read: {', '.join(bad[:3])}"
+        said = f"{len(bad)} of {bar.total:,} images of {source} cannot be read: {', '.join(bad[:3])}"
         said += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         if not skip:
             raise DataError(f"{said}; mend or remove them, or leave them out by --skip_unreadable")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dataset.views import Batch
+from helper.util.errors import UserError
 from models import Classifier, Outputs
 
 
-class MethodError(ValueError):
+class MethodError(UserError):
     """A method that cannot serve this pair of networks, or these options; the message says the cure."""
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews
 from helper.cuda_graph import CapturedSteps, side_stream
+from helper.epochs import Progress
 from helper.meters import Meters, count_correct
 from helper.objective import Objective
 from helper.teacher.cache import CachedTeacher
 from helper.util import distributed
 from helper.util.errors import RunError
 from helper.util.nested import each
-from helper.util.progress import Progress
 from helper.util.seeding import derive_seed
 from models import Classifier, Outputs
 from models.precision import Precision

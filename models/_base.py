@@ -3,8 +3,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from helper.util.errors import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError):
     """A network that cannot be had, or that cannot take these images; the message says the cure."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from helper.util.errors import UserError
 from models._base import Classifier, ModelError
 from models._registry import ZOOS, build, check_name, has_prefix, own_models, pretrained
 
@@ -30,7 +31,7 @@ LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 COUNTER = "num_batches_tracked"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """What is wrong with a checkpoint and how to mend it, in one line."""
 
 

@@ -43,7 +43,7 @@ from dataset import Batch, Data, TrainViews
 from dataset.views import PADDING, views_of
 from helper.util.errors import RunError, UsageError
 from helper.util.files import write_bytes, write_json
-from helper.util.progress import Counter
+from helper.util.progress import progress
 from models import Classifier, Outputs
 
 FIELDS = ("logits", "pooled")
@@ -213,10 +213,10 @@ class Cache:
         rows = rows[_missing(marks, rows)]
         if len(rows) == 0:
             return
-        progress = Counter("teacher cache", len(rows), unit=" views")
         ends = np.arange(BLOCK * self.shape[1], self.rows, BLOCK * self.shape[1])
         blocks = [(i + 1, part) for i, part in enumerate(np.split(rows, np.searchsorted(rows, ends))) if len(part)]
-        with self._locks() as locks, contextlib.ExitStack() as stack:
+        with (self._locks() as locks, contextlib.ExitStack() as stack,
+              progress("teacher cache", len(rows), unit=" views") as bar):
             files = {name: stack.enter_context(open(self._path(f"{name}.bin"), "r+b")) for name in fields}
             marks = {name: np.memmap(self._path(f"{name}.have"), np.uint8, "r+") for name in fields}
             while blocks:
@@ -225,16 +225,15 @@ class Cache:
                     done = len(rows) - int(_missing(marks, rows).sum())
                     if locks.take(number):
                         self._compute(part[_missing(marks, part)], marks, files, network, views, batch_size, stop,
-                                      lambda here, done=done: progress.show(done + here))
+                                      lambda here, done=done: bar.update(done + here - bar.n))
                         locks.let_go(number)
                     else:
                         busy.append((number, part))
-                        progress.show(done)
+                        bar.update(done - bar.n)
                 blocks = busy
                 if busy:
                     stop()
                     time.sleep(0.05)
-        progress.end()
 
     def table(self, name: str) -> Tensor:
         """A field, (n, views, width), mapped from its file: read as it is used, shared by processes, and following

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ import torch
 from helper.util.errors import UsageError
 
 PARTIAL = ".partial"
+# What open() would take away from a new file's permissions, and mkstemp does not look at.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -20,9 +24,11 @@ def whole(path: str):
 
     It is written beside its place, brought to the disk, then renamed. Raises OSError.
     """
-    partial = path + PARTIAL
+    # A name of its own for each writer: two that write one file do not meet.
+    handle, partial = tempfile.mkstemp(PARTIAL, os.path.basename(path) + ".", os.path.dirname(path) or ".")
     try:
-        with open(partial, "wb") as file:
+        with open(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~UMASK)
             yield file
             file.flush()
             os.fsync(file.fileno())

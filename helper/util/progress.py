@@ -1,6 +1,11 @@
-"""What a run prints while it trains."""
+"""Progress of whatever takes long: a bar on a terminal, now and then a line in a log."""
 import sys
-import time
+
+from tqdm import tqdm
+
+# Seconds between the lines in a log.
+PAUSE = 15
+_IN_A_LOG = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}{unit}, {remaining} left{postfix}"
 
 
 def clock(seconds: float) -> str:
@@ -10,70 +15,25 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-class Progress:
-    """A line an epoch, and between them, where epochs are long, one every `print_freq` steps.
+class _Lines(tqdm):
+    """Lines instead of a bar that is overwritten, and none at the end."""
 
-    On a terminal that line is overwritten; elsewhere it appears at most every 15 seconds.
+    def display(self, msg=None, pos=None):
+        if msg is None:
+            print(self, file=self.fp, flush=True)
+
+
+def progress(what: str, total: int, initial: int = 0, unit: str = "", unit_scale: bool = False, file=None) -> tqdm:
+    """How far `total` items are, with the time left: `with progress(...) as bar: bar.update(n)`.
+
+    On a terminal a bar that vanishes at its end; elsewhere a line every PAUSE seconds, nothing of what is shorter.
+
+    initial: how many are done already; unit_scale: whether counts are shown as 1.2k or 3.4M
+    file: where to, by default standard output
     """
-
-    PAUSE = 15
-
-    def __init__(self, phase, first_epoch: int, steps: int, print_freq: int):
-        self.name, self.epochs, self.steps, self.print_freq = phase.name, phase.epochs, steps, print_freq
-        self.first_epoch = first_epoch
-        self.started = self.spoke = time.perf_counter()
-        self.live = sys.stdout.isatty()
-
-    def _left(self, epoch, step):
-        done = (epoch - self.first_epoch) * self.steps + step
-        left = (self.epochs - epoch + 1) * self.steps - step
-        return clock((time.perf_counter() - self.started) / done * left)
-
-    def step(self, epoch, step, meters):
-        if step % self.print_freq or step == self.steps:
-            return
-        if not self.live and time.perf_counter() - self.spoke < self.PAUSE:
-            return
-        self.spoke = time.perf_counter()
-        line = (f"{self.name} {epoch}/{self.epochs}  step {step}/{self.steps}  loss {meters.loss():.4f}  "
-                f"{self._left(epoch, step)} left")
-        print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
-
-    def epoch(self, epoch, averages, tested, best, seconds, speed):
-        self.spoke = time.perf_counter()
-        parts = [f"{self.name} {epoch:>{len(str(self.epochs))}}/{self.epochs}", f"loss {averages.loss:.4f}"]
-        if len(averages.losses) > 1:
-            parts[-1] += " (" + ", ".join(f"{name} {value:.4f}" for name, value in averages.losses.items()) + ")"
-        if tested:
-            parts += [f"train {averages.top1:.2f}", f"test {tested.top1:.2f}", f"best {best['top1']:.2f}"]
-        parts += [f"{seconds:.1f} s", f"{speed:,.0f} images/s", f"{self._left(epoch, self.steps)} left"]
-        print(("\r\033[K" if self.live else "") + "  ".join(parts), flush=True)
-
-
-class Counter:
-    """How far a count is: on a terminal a line that is overwritten, elsewhere a new one every 15 seconds.
-
-    what: what is being done; total: of items; first: how many are done already
-    unit, size: what is shown instead of items, as (" MB", 10**6) for bytes
-    """
-
-    def __init__(self, what: str, total: int, first: int = 0, unit: str = "", size: int = 1):
-        self.what, self.total, self.first, self.unit, self.size = what, total, first, unit, size
-        self.started = self.spoke = time.perf_counter()
-        self.live = sys.stdout.isatty()
-
-    def show(self, done: int) -> None:
-        """Say that `done` items are done, the first ones counted in, if it is time to."""
-        now = time.perf_counter()
-        if now - self.spoke < (0.5 if self.live else Progress.PAUSE):
-            return
-        self.spoke = now
-        left = clock((now - self.started) / max(done - self.first, 1) * (self.total - done))
-        line = (f"{self.what}: {100 * done / self.total:.0f}%, {done // self.size:,} of {self.total // self.size:,}"
-                f"{self.unit}, {left} left")
-        print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
-
-    def end(self) -> None:
-        """Clear the line of a terminal."""
-        if self.live:
-            print("\r\033[K", end="", flush=True)
+    file = file or sys.stdout
+    live = file.isatty()
+    pause = {"mininterval": 0.2} if live else {
+        "mininterval": PAUSE, "maxinterval": PAUSE, "miniters": 1, "delay": PAUSE, "bar_format": _IN_A_LOG}
+    return (tqdm if live else _Lines)(total=total, initial=initial, desc=what, unit=unit, unit_scale=unit_scale,
+                                      file=file, leave=False, dynamic_ncols=live, **pause)

@@ -26,7 +26,7 @@ from helper.objective import student_objective
 from helper.schedule import rates
 from helper.util.arguments import nonnegative_int, up_to_one
 from helper.util.errors import UsageError, guarded
-from helper.util.progress import Counter
+from helper.util.progress import progress
 from models import load_model, model_dict
 
 TEMPERATURE = 2.0
@@ -43,12 +43,12 @@ class PublishedIKD(IKD):
 @torch.inference_mode()
 def collect(teacher, views):
     """The teacher's logits (n, C), float64, and the labels (n,), over the views of a first epoch."""
-    logits, labels, counter = [], [], Counter("the teacher's logits", len(views))
+    logits, labels, bar = [], [], progress("the teacher's logits", len(views), unit=" images")
     for batch in views.batches(views.plan(0, "1", "train", 1), 64):
         logits.append(teacher(batch).logits.double())
         labels.append(batch.labels)
-        counter.show(sum(map(len, labels)))
-    counter.end()
+        bar.update(len(batch.labels))
+    bar.close()
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -123,13 +123,13 @@ def train(teacher, data, views, test, a):
             phase.student.train()
             phase.objective.start_epoch(epoch, torch.Generator(device))
             phase.optimizer.param_groups[0]["lr"] = phase.rate(epoch)
-        counter = Counter(f"epoch {epoch}", len(views))
-        for step, batch in enumerate(views.batches(views.plan(0, "1", "train", epoch), o.batch_size), 1):
+        bar = progress(f"epoch {epoch}", len(views), unit=" images")
+        for batch in views.batches(views.plan(0, "1", "train", epoch), o.batch_size):
             outputs = teacher(batch)
             for name, phase in phases.items():
                 train_step(phase, batch, outputs, meters[name])
-            counter.show(step * o.batch_size)
-        counter.end()
+            bar.update(len(batch.labels))
+        bar.close()
         for name, phase in phases.items():
             phase.objective.end_epoch(epoch)
             top1 = class_accuracies(phase.student, test, len(data.classes))

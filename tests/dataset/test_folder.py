@@ -207,7 +207,7 @@ def test_a_run_stopped_with_its_workers_ends_with_the_same_bits(images, copy, tm
     for pid in (*children(process.pid), process.pid):  # as a batch system does
         os.kill(pid, signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM, process.stderr
-    assert process.stderr == "error: stopped by SIGTERM; the same command goes on from the last finished epoch\n"
+    assert process.stderr == "error: stopped by SIGTERM; the same command continues from the last finished epoch\n"
 
     (copy / "train/ant/0.jpg").rename(copy / "train/ant/00.jpg")
     refused = scripts.run("train_student.py", *there)

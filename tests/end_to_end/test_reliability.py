@@ -1,7 +1,10 @@
 """Nothing is lost: files appear whole or not at all, and what cannot be written ends a run with one line."""
+import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -10,7 +13,7 @@ import torch
 
 import train_student
 from helper.record.published import TEACHERS, teacher_warning
-from helper.util.files import write_json, write_torch
+from helper.util.files import whole, write_json, write_torch
 from models import model_dict
 from tests.support import scripts
 
@@ -47,9 +50,9 @@ def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path):
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "result.json"
     write_json(str(path), {"good": True})
-    (tmp_path / "result.json.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        write_json(str(path), {"good": False})
+    with pytest.raises(OSError, match="No space left"), whole(str(path)) as file, open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), file.fileno())
+        file.write(b"lost")
     assert path.read_text() == '{\n  "good": true\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
     write_torch(str(path), {"more": 1})
@@ -80,7 +83,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_state_intact(digits
     script.write_text(LIMITED.format(root=str(scripts.ROOT)))
     full = scripts.run(str(script), "train_student.py", *flags)
     assert full.returncode == 1 and full.stderr.count("\n") == 1
-    assert "File too large" in full.stderr and "the same command goes on from what was saved before" in full.stderr
+    assert "File too large" in full.stderr and "the same command continues from what was saved before" in full.stderr
     after = torch.load(folder / "resume.pth", weights_only=True)
     assert after["epoch"] == before["epoch"] and not list(folder.glob("*.partial"))
 
@@ -136,3 +139,18 @@ def test_the_run_tells_it_once(cifar_server, tmp_path, monkeypatch, capsys):
     assert output.count("the published resnet56 at 72.34") == 1
     assert "cifar100, 200 training and 100 test images, 100 classes" in output
     assert len(scripts.read_log(scripts.only(tmp_path / "save" / "student_model"))) == 2
+
+
+def test_processes_that_write_one_path_do_not_meet(tmp_path):
+    """Each writes a name of its own beside the place, so that all succeed and the place is whole at any time."""
+    path = tmp_path / "shared.json"
+    code = ("import sys; from helper.util.files import write_json\n"
+            "for i in range(60): write_json(sys.argv[1], {'number': [int(sys.argv[2])] * 2000})")
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(i)], cwd=scripts.ROOT,
+                                stderr=subprocess.PIPE, text=True) for i in range(4)]
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            number = json.loads(path.read_text())["number"]
+            assert len(number) == 2000 and len(set(number)) == 1
+    assert [writer.wait() for writer in writers] == [0] * 4, [writer.stderr.read() for writer in writers]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shared.json"]

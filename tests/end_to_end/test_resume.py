@@ -79,7 +79,7 @@ def test_a_signal_saves_the_last_finished_epoch_and_says_so(digits_teacher, tmp_
     process.until("train  2/50")
     process.signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM
-    assert process.stderr == "error: stopped by SIGTERM; the same command goes on from the last finished epoch\n"
+    assert process.stderr == "error: stopped by SIGTERM; the same command continues from the last finished epoch\n"
     folder = scripts.only(tmp_path / "student_model")
     held = torch.load(folder / "resume.pth", weights_only=True)
     assert held["epoch"] == len(scripts.read_log(folder)) >= 2

@@ -344,7 +344,7 @@ def test_stopped_in_any_way_no_run_is_left_and_all_go_on(small, name, tmp_path, 
     assert before[0] < 40 and before[1] < 40 and before[2] == 0
     if name != "SIGKILL":
         assert "2 running runs have been stopped" in runner.stdout
-        assert runner.stderr == f"error: stopped by {name}; the same command goes on from the last finished epoch\n"
+        assert runner.stderr == f"error: stopped by {name}; the same command continues from the last finished epoch\n"
     # Go on with them, quicker.
     quick = [Job(j.name, j.folder, (*j.argv[:2], json.dumps({"epochs": 40, "seconds": 0})), 40, {}, pair="a->b")
              for j in jobs]
