@@ -10,8 +10,8 @@ import torch
 import dataset
 from distiller_zoo import METHODS, Setup
 from helper import cli
-from helper.by_class import by_class
 from helper.cuda_graph import is_captured
+from helper.evaluation import by_class
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import Objective, student_objective
 from helper.record import recipes

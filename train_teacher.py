@@ -8,8 +8,8 @@ import torch
 
 import dataset
 from helper import cli
-from helper.by_class import by_class
 from helper.cuda_graph import is_captured
+from helper.evaluation import by_class
 from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import CrossEntropy, Objective
 from helper.record.run import open_run

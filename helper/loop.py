@@ -4,16 +4,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import Batch, EvalImages, TrainViews
 from helper.cuda_graph import CapturedSteps, side_stream
 from helper.epochs import Progress
-from helper.meters import Meters, count_correct
+from helper.evaluation import evaluate
+from helper.meters import Meters
 from helper.objective import Objective
 from helper.teacher.cache import CachedTeacher
 from helper.util import distributed
@@ -21,10 +20,7 @@ from helper.util.errors import RunError
 from helper.util.nested import each
 from helper.util.seeding import derive_seed
 from models import Classifier, Outputs
-from models.precision import Precision
-
-FLOAT32 = Precision()
-LOGITS = frozenset({"logits"})
+from models.precision import FLOAT32, Precision
 
 
 class LiveTeacher:
@@ -114,34 +110,6 @@ def distill_batches(phase: Phase, views: TrainViews, plan: tuple[Tensor, Tensor]
             whole = min(left, batch_size) if distributed.world_size() > 1 else None
             yield Batch(*each(part, several))._replace(whole=whole), Outputs(*each(part, outputs))
             left -= batch_size
-
-
-class Evaluation(NamedTuple):
-    """loss: mean cross-entropy; top1, top5: accuracy in percent."""
-
-    loss: float
-    top1: float
-    top5: float
-
-
-@torch.inference_mode()
-def evaluate(network: Classifier, test: EvalImages, precision: Precision = FLOAT32,
-             batch_size: int | None = None) -> Evaluation:
-    """The network on all test images, in evaluation mode; one wait for the device, at the end. Several processes share
-    the images, and each gets the result.
-
-    batch_size: by default what fills a GPU, and on the CPU what its caches like better
-    """
-    batch_size = batch_size or (2000 if test.labels.is_cuda else 500)
-    training, sums = network.training, torch.zeros(3, dtype=torch.float64, device=test.labels.device)
-    network.eval()
-    for images, labels in test.batches(batch_size, distributed.own_slice(len(test))):
-        logits = precision.outputs(network, images, LOGITS).logits
-        loss = F.cross_entropy(logits, labels, reduction="sum").double()
-        sums += torch.cat([loss[None], count_correct(logits, labels).double()])
-    network.train(training)
-    loss, top1, top5 = (distributed.all_reduce_sum(sums) / len(test)).tolist()
-    return Evaluation(loss, 100 * top1, 100 * top5)
 
 
 def fit(phase: Phase, views: TrainViews, test: EvalImages, run, options) -> None:

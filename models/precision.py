@@ -46,6 +46,11 @@ class Precision:
         return words + ", channels_last" * self.channels_last + ", compiled" * self.compiled
 
 
+FLOAT32 = Precision()
+# The field that a test, and a method that reads the teacher's logits alone, asks `Precision.outputs` for.
+LOGITS = frozenset({"logits"})
+
+
 def precision_of(options: Namespace, device: torch.device) -> Precision:
     """What `--amp`, `--channels_last` and `--compile` ask for.
 

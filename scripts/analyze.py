@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Data, EvalImages
+from dataset import Data
 from helper.cli import Parser
+from helper.evaluation import Predictions, predict
 from helper.record.records import label
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError, guarded
@@ -30,13 +31,11 @@ from scripts import pages
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import (
     LoadedCheckpoint,
-    Predictions,
     Record,
     add_flags,
     need,
     open_another,
     open_subject,
-    predict,
     read_record,
     say,
 )
@@ -59,12 +58,12 @@ def main():
         raise UsageError(f"cannot write to {out} ({error.strerror}): give another --out") from None
     say(f"{', '.join(member.network.name for member in roles.values())} on the {len(data.test):,} test images of "
         f"{data.name}, {device.type}; then the pictures, into {out}")
-    test, labels = EvalImages(data, device), labels_of(roles)
+    test, labels = data.test_images(device), labels_of(roles)
     networks = {role: measured(labels[role], role, member, predict(member.network, test, options.batch_size))
             for role, member in roles.items()}
     pictures = {}
     for name, title, draw, caption in pictures_of(networks, data):
-        say(f"drawing {name}", passing=True)
+        say(f"drawing {name}")
         pictures[name] = (title, draw(), caption)
         write_bytes(os.path.join(out, f"{name}.png"), pictures[name][1])
     report = os.path.join(out, "report.html")

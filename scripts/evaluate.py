@@ -15,19 +15,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from dataset import Data, EvalImages
+from dataset import Data
 from helper.cli import Parser
+from helper.evaluation import Predictions, predict
 from helper.util.errors import UsageError, guarded
 from helper.util.files import write_json
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import LoadedCheckpoint, Predictions, add_flags, open_subject, predict, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, open_subject, say
 
 
 def main():
     options = options_of(sys.argv[1:])
     subject, data, device = open_subject(options)
     say(f"{subject.path}: {subject.network.name} on the {len(data.test):,} test images of {data.name}, {device.type}")
-    test = EvalImages(data, device)
+    test = data.test_images(device)
     found = measure(subject, data, predict(subject.network, test, options.batch_size))
     found |= cost_of(subject.network, test, options.batch_size)
     if options.json is None:
@@ -85,7 +86,7 @@ def rows(names: dict, columns: dict) -> list[dict]:
              for key, v in zip(values, row, strict=True)} for row in zip(*values.values(), strict=True)]
 
 
-def cost_of(network, test: EvalImages, batch_size: int) -> dict:
+def cost_of(network, test, batch_size: int) -> dict:
     """Parameters, FLOPs an image, and the latency of 1 image and of a batch."""
     images, _ = next(test.batches(batch_size))
     device = images.device

@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor, nn
 
-from dataset import Data, EvalImages
+from dataset import Data
 from helper.cli import Parser
+from helper.evaluation import predict
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_bytes
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_subject, predict, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_subject, say
 
 ATOL, RTOL = 1e-4, 1e-4
 CHECKED = 512
@@ -39,9 +40,9 @@ def main():
     subject, data, device = open_subject(options)
     say(f"{subject.path}: {subject.network.name} goes to {options.out} as safetensors and ONNX; measured on the "
         f"{len(data.test):,} test images of {data.name}, {device.type}")
-    test = EvalImages(data, device)
+    test = data.test_images(device)
     predictions = predict(subject.network, test, options.batch_size)
-    network, images = subject.network.cpu(), next(EvalImages(data, torch.device("cpu")).batches(CHECKED))[0]
+    network, images = subject.network.cpu(), next(data.test_images(torch.device("cpu")).batches(CHECKED))[0]
     exported = onnx_of(network, images)
     difference = check_onnx(exported, network, images)
     files = {f"{network.name}.safetensors": safetensors_of(network, data), f"{network.name}.onnx": exported}

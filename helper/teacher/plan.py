@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from dataset import Batch, Data, EvalImages, TrainViews
-from helper.loop import FLOAT32, Evaluation, LiveTeacher, evaluate
+from helper.evaluation import Evaluation, evaluate
+from helper.loop import LiveTeacher
 from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.files import write_json
 from helper.util.nested import tensors
 from models import Classifier, Outputs
-from models.precision import Precision
+from models.precision import FLOAT32, Precision
 
 # Views in a batch of the build on a GPU: enough to fill it. On the CPU larger batches than a run's gain nothing.
 CUDA_BATCH = 4096
@@ -181,7 +182,7 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
     """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on. Where the
     images are read as they are needed, they may change, and it is measured each time."""
     if not data.countable:
-        return evaluate(teacher, test, precision)
+        return evaluate(teacher, test, precision, what="the teacher's test accuracy")
     device = test.labels.device
     key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,
                       precision, arithmetic(device), device.type, torch.__version__)
@@ -201,7 +202,7 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
 
     accuracy = distributed.broadcast_from_rank0(held)
     if accuracy is None:
-        accuracy = evaluate(teacher, test, precision)
+        accuracy = evaluate(teacher, test, precision, what="the teacher's test accuracy")
         distributed.broadcast_from_rank0(keep)
     return accuracy
 

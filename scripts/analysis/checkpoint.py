@@ -3,20 +3,16 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 import dataset
-from dataset import Data, EvalImages
+from dataset import Data
 from helper.cli import device_of
-from helper.loop import FLOAT32
 from helper.util.arguments import positive_int
-from helper.util.errors import RunError, UsageError
-from helper.util.progress import clock
+from helper.util.errors import UsageError
 from models import Checkpoint, Classifier, load_model
 
 
@@ -40,14 +36,6 @@ class LoadedCheckpoint(NamedTuple):
     network: Classifier
     checkpoint: Checkpoint
     record: Record
-
-
-class Predictions(NamedTuple):
-    """On the CPU; logits: (N, C); pooled: (N, width), the vectors that the classifier reads; labels: (N,) int64."""
-
-    logits: Tensor
-    pooled: Tensor
-    labels: Tensor
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -121,30 +109,6 @@ def _read(folder, name, parse, kind):
     return content
 
 
-@torch.inference_mode()
-def predict(network: Classifier, test: EvalImages, batch_size: int) -> Predictions:
-    """What the network says of all test images; on standard error, now and then, how far it is.
-
-    Raises RunError if a logit is not finite.
-    """
-    logits, pooled, done, started = [], [], 0, time.perf_counter()
-    spoke, pause = started, 0.5 if sys.stderr.isatty() else 15
-    for images, _ in test.batches(batch_size):
-        out = FLOAT32.outputs(network, images, frozenset({"logits", "pooled"}))
-        logits.append(out.logits)
-        pooled.append(out.pooled)
-        done, now = done + len(images), time.perf_counter()
-        if now - spoke > pause:
-            spoke = now
-            left = clock((now - started) / done * (len(test) - done))
-            say(f"{network.name}: {done:,} of {len(test):,} images, {left} left", passing=True)
-    logits = torch.cat(logits).cpu()
-    if not logits.isfinite().all():
-        raise RunError(f"{network.name} gives logits that are not finite: its weights are damaged or it has diverged")
-    return Predictions(logits, torch.cat(pooled).cpu(), test.labels.cpu())
-
-
-def say(line: str, passing: bool = False) -> None:
-    """A line on standard error; on a terminal a `passing` one is overwritten by the next."""
-    live = sys.stderr.isatty()
-    print(f"\r\033[K{line}" if live else line, end="" if live and passing else "\n", file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    """A line on standard error, where progress is shown: standard output is for what is measured."""
+    print(line, file=sys.stderr, flush=True)

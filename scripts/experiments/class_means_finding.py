@@ -19,8 +19,8 @@ from dataset.long_tail import make_long_tailed
 from distiller_zoo import METHODS, Setup
 from distiller_zoo.ikd import IKD, IKDLoss
 from helper import cli
-from helper.by_class import FEW, MANY, class_accuracies, shots
-from helper.loop import LOGITS, LiveTeacher, Phase, sgd, train_step
+from helper.evaluation import FEW, MANY, class_accuracies, shots
+from helper.loop import LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
 from helper.schedule import rates
@@ -28,6 +28,7 @@ from helper.util.arguments import nonnegative_int, up_to_one
 from helper.util.errors import UsageError, guarded
 from helper.util.progress import progress
 from models import load_model, model_dict
+from models.precision import LOGITS
 
 TEMPERATURE = 2.0
 

@@ -9,8 +9,7 @@ import dataset
 import train_student
 import train_teacher
 from dataset.long_tail import add_label_noise, make_long_tailed, profile
-from helper.by_class import class_accuracies, shots
-from helper.loop import evaluate
+from helper.evaluation import class_accuracies, evaluate, shots
 from models import model_dict
 from tests.support import scripts
 

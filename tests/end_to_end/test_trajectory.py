@@ -9,11 +9,12 @@ import torch.nn.functional as F
 import dataset
 from distiller_zoo import METHODS, Setup
 from helper import cli
-from helper.loop import FLOAT32, LiveTeacher, Phase, fit, sgd
+from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.objective import student_objective
 from helper.record.run import Run
 from helper.schedule import rates
 from models import model_dict
+from models.precision import FLOAT32
 from tests.golden import recipe
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trajectories.json").read_text())

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import dataset
 from distiller_zoo import Term
 from helper.cli import student_options
-from helper.loop import FLOAT32, LiveTeacher, Phase, evaluate, fit, sgd
+from helper.evaluation import evaluate
+from helper.loop import LiveTeacher, Phase, fit, sgd
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
 from helper.record.run import Run
@@ -18,6 +19,7 @@ from helper.schedule import lr_at, rates
 from helper.util.errors import RunError
 from helper.util.seeding import derive_seed
 from models import model_dict
+from models.precision import FLOAT32
 
 DECAY = [150, 180, 210]
 

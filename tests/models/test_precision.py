@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from dataset import Batch
-from helper.loop import FLOAT32, LiveTeacher, Phase, sgd, train_step
+from helper.loop import LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
 from models import Outputs, model_dict
-from models.precision import Precision
+from models.precision import FLOAT32, Precision
 from tests.support import scripts
 
 BF16 = Precision(bf16=True)

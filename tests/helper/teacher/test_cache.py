@@ -19,7 +19,8 @@ import train_student
 from dataset.views import views_of
 from distiller_zoo.ikd import IKD
 from distiller_zoo.kd import DistillKL
-from helper.loop import FLOAT32, LiveTeacher, evaluate
+from helper.evaluation import evaluate
+from helper.loop import LiveTeacher
 from helper.record.run import Run
 from helper.teacher import cache as cache_module
 from helper.teacher import plan as plan_module
@@ -28,7 +29,7 @@ from helper.teacher.plan import HEADROOM, CacheInputs, decide
 from helper.util.errors import Interrupted, RunError, UsageError
 from helper.util.seeding import derive_seed
 from models import Outputs, model_dict
-from models.precision import Precision
+from models.precision import FLOAT32, Precision
 
 CPU = torch.device("cpu")
 WIDTHS = {"logits": 10, "pooled": 64}
