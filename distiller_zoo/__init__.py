@@ -6,10 +6,10 @@ that a file names in `__all__`, can be imported from here.
 import importlib
 import pkgutil
 
-from distiller_zoo._base import Method, MethodError, Setup, Stage, Term
+from distiller_zoo._base import Flag, Method, MethodError, Setup, Stage, Term
 
 METHODS: dict[str, type[Method]] = {}
-__all__ = ["METHODS", "Method", "MethodError", "Setup", "Stage", "Term"]
+__all__ = ["METHODS", "Method", "MethodError", "Setup", "Stage", "Term", "flags_of"]
 
 for _, _name, _ in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
     if _name.startswith("_"):
@@ -24,3 +24,8 @@ for _, _name, _ in sorted(pkgutil.iter_modules(__path__), key=lambda found: foun
                 _other = METHODS[_value.name].__module__
                 raise ValueError(f"{_module.__name__} and {_other} both define the method '{_value.name}'")
             METHODS[_value.name] = _value
+
+
+def flags_of(method: type[Method]) -> tuple[Flag, ...]:
+    """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
+    return method.flags + (METHODS["kd"].flags if method.alpha_adds_kd and method.alpha is not None else ())

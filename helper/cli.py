@@ -8,8 +8,7 @@ from argparse import Namespace
 import torch
 
 from dataset import LOADERS, Data
-from distiller_zoo import METHODS
-from distiller_zoo.kd import KD
+from distiller_zoo import METHODS, flags_of
 from helper.record import recipes
 from helper.util import distributed
 from helper.util.arguments import (
@@ -100,11 +99,6 @@ def network_name(text: str) -> str:
         return check_name(text)
     except ModelError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def flags_of(method) -> tuple:
-    """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
-    return method.flags + (KD.flags if method.alpha_adds_kd and method.alpha is not None else ())
 
 
 def _add_method_flags(group, method):

@@ -1,23 +1,33 @@
-"""Reading the folders of students' runs: the one reader of what helper/record/run.py writes."""
+"""The one reader of what helper/record/run.py writes: a run's folder, and all those under a --save_dir."""
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
-from distiller_zoo import METHODS, Method
-from helper.cli import flags_of
-from helper.record.run import RESUME_IGNORED_OPTIONS
+from distiller_zoo import METHODS, Method, flags_of
+from helper.util.errors import UsageError
 
-# No part of a row's identity: what does not touch the result, the trial, what the pair says (model_s), and what
-# the identity has in a resolved form (fast, teacher_cache, path_t).
-_LEFT_OUT = RESUME_IGNORED_OPTIONS | {"trial", "model_s", "fast", "teacher_cache", "path_t"}
+# No part of a row's identity: what does not touch the result, the trial, what the pair says, and what the identity
+# has in a resolved form (fast, teacher_cache, the teacher).
+_LEFT_OUT = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir", "overwrite",
+             "resume", "trial", "model_s", "fast", "teacher_cache", "path_t", "teacher", "teacher_sha256"}
+# What the loss is made of; the other settings say how it is trained.
+LOSS = ("distill", "gamma", "alpha", "beta", "avg", "intra_T", "ikd_means")
+_OF_THE_TEACHER = {"teacher_checkpoint", "teacher_top1", "teacher_source", "cache_dtype"}
+_STUDENT: dict[str, type] = {"distill": str, "model_s": str, "dataset": str, "trial": str, "path_t": str, "epochs": int,
+                             "warm_up": int, "gamma": Real, "alpha": Real, "beta": Real}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A student's run folder.
+    """A run's folder.
 
-    settings: every resolved option; result: None while the run is unfinished; log: a dict for each epoch
+    settings: every resolved option, and what the run decided beside them; facts: the same in words
+    result: None while the run is unfinished; log: a dict for each epoch, of all its phases
     """
 
     folder: Path
@@ -34,8 +44,12 @@ class Record:
         return self.folder.name
 
     @property
+    def is_student(self) -> bool:
+        return "distill" in self.settings
+
+    @property
     def trial(self) -> str:
-        return self.settings["trial"]
+        return str(self.settings["trial"])
 
     @property
     def method(self) -> str:
@@ -44,9 +58,9 @@ class Record:
 
     @property
     def teacher(self) -> str:
-        """The teacher's model, from the folder's name: S:{student}_T:{teacher}_{data set}_{method}_r:..."""
-        s = self.settings
-        return self.name.removeprefix(f"S:{s['model_s']}_T:").split(f"_{s['dataset']}_{s['distill']}_r:")[0]
+        """The name of a student's teacher."""
+        named = self.settings.get("teacher") or (self.result or {}).get("teacher")
+        return named or self.facts["teacher"].split(",")[0]
 
     @property
     def pair(self) -> str:
@@ -54,46 +68,113 @@ class Record:
 
     @cached_property
     def identity(self) -> dict:
-        """Every setting that may touch the result, and the teacher: equal for the trials of one row, and only for them.
+        """Every setting that may touch a student's result, and its teacher: equal for the trials of one row, and only
+        for them.
 
         A setting that this file does not know is part of it; one without effect in this run is not.
         """
-        identity = {key: value for key, value in self.settings.items()
-                    if key not in _LEFT_OUT and key not in _without_effect(self.settings)}
-        identity["teacher_checkpoint"] = self.settings["path_t"]
-        if self.result:
+        silent = without_effect(self.settings)
+        identity = {key: value for key, value in self.settings.items() if key not in _LEFT_OUT}
+        identity["teacher_checkpoint"] = self.settings.get("teacher_sha256", "")[:12] or self.settings["path_t"]
+        if self.result and "teacher_sha256" not in self.settings:
             # A teacher trained anew under the same path is another one. The accuracy of one and the same teacher
             # may differ in the hundredths between kinds of arithmetic.
             identity["teacher_top1"] = round(self.result["teacher_top1"], 1)
-        return identity
+        return {key: value for key, value in identity.items() if key not in silent}
 
     def curve(self, field: str) -> list[float]:
         """A field of the student's own epochs, as 'test_top1', an epoch an element."""
         return [line[field] for line in self.log if line["phase"] == "train"]
 
 
-def read_records(save_dir: str | Path) -> tuple[list[Record], list[str]]:
-    """All students' runs under save_dir, oldest first, and a line for each folder that cannot be read."""
-    records, faults = [], []
-    for path in Path(save_dir).glob("student_model/*/args.json"):
-        try:
-            records.append((path.stat().st_mtime, _read(path.parent)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            faults.append(f"{path.parent} cannot be read ({type(error).__name__}: {error}): left out")
-    return [record for _, record in sorted(records, key=lambda found: (found[0], found[1].name))], faults
+def read_run(folder: str | Path) -> Record | None:
+    """The record of the run in `folder`, a student's or a teacher's; None where there is no args.json.
 
-
-def _read(folder):
-    arguments = json.loads((folder / "args.json").read_text())
-    result, log = folder / "result.json", folder / "log.jsonl"
-    record = Record(
-        folder, arguments["settings"], arguments["facts"], arguments["command"], arguments["commit"],
-        arguments["versions"]["torch"],
-        json.loads(result.read_text()) if result.exists() else None,
-        [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [])
-    if record.result:
-        _ = record.result["last"]["top1"], record.result["best"]["top1"], record.identity  # must be there
+    Raises UsageError where a file there is damaged.
+    """
+    folder = Path(folder)
+    args = _read(folder / "args.json", json.loads, _is_args)
+    if args is None:
+        return None
+    student = "distill" in args["settings"]
+    result = read_result(folder, student)
+    log = _read(folder / "log.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], _is_log)
+    record = Record(folder, args["settings"] | args.get("decisions", {}), args["facts"], str(args.get("command", "")),
+                    args.get("commit"), str(args["versions"].get("torch")), result, log or [])
+    if student and not (record.settings.get("teacher") or result or isinstance(record.facts.get("teacher"), str)):
+        raise _damaged(folder / "args.json")
     return record
+
+
+def read_result(folder: str | Path, student: bool) -> dict | None:
+    """What result.json of a student's or a teacher's run holds; None for an unfinished run.
+
+    Raises UsageError where it is damaged.
+    """
+    return _read(Path(folder) / "result.json", json.loads, lambda content: _is_result(content, student))
+
+
+def read_records(save_dir: str | Path) -> tuple[list[Record], list[str]]:
+    """All students' runs under save_dir and its grid/ folders, and a line for each folder that cannot be read."""
+    records, faults = [], []
+    paths = [path for pattern in ("", "grid/*/") for path in Path(save_dir).glob(f"{pattern}student_model/*/args.json")]
+    for path in sorted(paths):
+        try:
+            record = read_run(path.parent)
+            if record is None or not record.is_student:
+                raise _damaged(path)
+            records.append(record)
+        except UsageError as error:
+            faults.append(f"{error}; the run is left out")
+    return records, faults
+
+
+def _read(path: Path, parse: Callable[[str], Any], holds: Callable[[Any], bool]):
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): make it readable, or move its folder "
+                         "away") from None
+    except (ValueError, RecursionError):
+        raise _damaged(path) from None
+    if not holds(content):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path):
+    return UsageError(f"{path} is damaged: bring it back from a copy, or move its folder away")
+
+
+def _is_args(content):
+    if not (isinstance(content, dict) and all(isinstance(content.get(key), dict)
+                                              for key in ("settings", "facts", "versions"))):
+        return False
+    settings = content["settings"]
+    if "distill" not in settings:
+        return isinstance(settings.get("model"), str)
+    return (isinstance(content.get("decisions", {}), dict)
+            and all(isinstance(settings.get(key), kind) for key, kind in _STUDENT.items()))
+
+
+def _is_result(content, student):
+    if not isinstance(content, dict):
+        return False
+    epochs = [content.get("last"), content.get("best")]
+    numbers = [content.get("seconds"), content.get("teacher_top1") if student else 0]
+    return all(isinstance(epoch, dict) for epoch in epochs) and all(
+        map(_is_number, numbers + [epoch.get(key) for epoch in epochs for key in ("epoch", "top1", "top5")]))
+
+
+def _is_log(lines):
+    return all(isinstance(line, dict) and isinstance(line.get("phase"), str) and isinstance(line.get("epoch"), int)
+               and (line["phase"] != "train" or _is_number(line.get("test_top1"))) for line in lines)
+
+
+def _is_number(value):
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def label(settings: dict) -> str:
@@ -123,7 +204,8 @@ def _adds_kd(settings):
     return method is not None and method.alpha_adds_kd and settings["alpha"] != 0
 
 
-def _without_effect(settings):
+def without_effect(settings: dict) -> set[str]:
+    """The names of the settings that do not touch the result of a student's run, given the others."""
     method = METHODS.get(settings["distill"])
     own = {flag.name[2:] for flag in method.flags} if method else set()
     silent = {flag.name[2:] for flag in flags_of(method)} - own if method and not _adds_kd(settings) else set()
@@ -132,4 +214,6 @@ def _without_effect(settings):
     silent |= set() if settings.get("teacher_source") == "cache" else {"cache_dtype"}
     silent |= set() if settings.get("device") == "cuda" else {"tf32", "deterministic"}
     silent |= set() if has_stage(method) else {"init_epochs"}
+    if label(settings) == "ce":  # the labels alone
+        silent |= _OF_THE_TEACHER | {"distill"}
     return silent
