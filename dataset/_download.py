@@ -1,96 +1,42 @@
-"""Fetching a file: whole and as it should be, or not at all."""
-import hashlib
-import http.client
+"""Data sets that are fetched into their folder: by one process at a time, whole or not at all."""
 import os
-import re
-import urllib.error
-import urllib.request
+from contextlib import AbstractContextManager, nullcontext
 
 from dataset._base import DataError
-from helper.util.progress import progress
-
-ATTEMPTS = 3
-# Seconds without a byte after which a connection is given up.
-TIMEOUT = 30
+from helper.util.download import DownloadError, download
+from helper.util.files import wait_for_folder
 
 
-def download(url: str, path: str, md5: str) -> None:
-    """Bring `url` to the file `path`, whose MD5 must be `md5`.
+def held(root: str, title: str) -> AbstractContextManager:
+    """The data folder `root`, made if missing, held by this process alone while it prepares `title` there.
 
-    A connection that breaks is taken up again where it broke, ATTEMPTS times; what has come by then stays in
-    `path`.partial, where the next call goes on. Raises DataError, with the reason, where the file cannot be had.
+    One that can only be read is not held: nothing will be written there. Raises DataError where it cannot be made.
     """
-    partial = path + ".partial"
-    for attempt in range(ATTEMPTS):
-        try:
-            _go_on(url, partial)
-            break
-        except urllib.error.HTTPError as error:
-            raise DataError(f"{url} answers {error.code} {error.reason}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            if attempt == ATTEMPTS - 1:
-                kept = "; what has come is kept, and the same command goes on" if _size(partial) else ""
-                raise DataError(f"{url}: {_line(reason)}{kept}") from None
-            print(f"{url}: {_line(reason)}; trying again", flush=True)
-    if _md5(partial) != md5:
-        os.remove(partial)
-        raise DataError(f"what {url} sends is not the file meant (its MD5 is not {md5}), and was removed")
-    os.replace(partial, path)
-
-
-def _go_on(url, partial):
-    """Append to `partial` what it lacks. Raises OSError and HTTPException for the network, DataError for the disk."""
-    start = _size(partial)
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies beyond what is here: it is all of it, or never was part of it
-            return
-        raise
-    with response:
-        continues = re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")) is not None
-        start = start if continues else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        done = start
-        with (_writing(partial, "ab" if continues else "wb") as file,
-              progress(f"fetching {os.path.basename(url)}", total, start, "B", unit_scale=True) as bar):
-            while chunk := response.read(1 << 18):
-                _write(file, chunk)
-                done += len(chunk)
-                bar.update(len(chunk))
-    if total is not None and done < total:
-        raise OSError(f"the connection broke after {done:,} of {total:,} bytes")
-
-
-def _writing(path, mode):
-    try:
-        return open(path, mode)
+        os.makedirs(root, exist_ok=True)
+        return wait_for_folder(root, lambda: None, f"another process is preparing {title} in {root}: waiting")
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None
+        if os.path.isdir(root):
+            return nullcontext()
+        raise DataError(f"the data folder {root} is not writable ({error.strerror}): give another --data_dir") from None
 
 
-def _write(file, chunk):
+def fetch(title: str, url: str, root: str, md5: str, limit: int, folder: str) -> None:
+    """Bring the archive at `url` into `root`, under its own name, or make sure that it is the one there.
+
+    limit: the size in bytes above which it is refused; folder: what may be there instead of it, for the message
+    Raises DataError where it cannot be had.
+    """
+    import pooch  # a tenth of a second, which only those wait for who fetch something
+
+    path = os.path.join(root, os.path.basename(url))
+    if os.path.lexists(path):
+        if pooch.file_hash(path, "md5") != md5:
+            raise DataError(f"{path} is damaged or another file: move it away, and the same command fetches it")
+        return
+    print(f"{title} is not in {root}: fetching {url}", flush=True)
     try:
-        file.write(chunk)
-        file.flush()
-    except OSError as error:
-        raise DataError(f"cannot write {file.name}: {error.strerror}; what has come is kept") from None
-
-
-def _size(path):
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def _md5(path):
-    digest = hashlib.md5()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+        download(url, path, limit, f"md5:{md5}")
+    except (DownloadError, PermissionError) as error:
+        raise DataError(f"{title} is not in {root} and cannot be fetched ({error}): put {os.path.basename(url)} or the "
+                        f"folder {folder} into {root} (--data_dir)") from None

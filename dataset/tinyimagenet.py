@@ -13,16 +13,19 @@ import io
 import os
 import pickle
 import zipfile
-from contextlib import nullcontext
 
 import torch
 from PIL import Image
 
 from dataset._base import Data, DataError, Split
-from dataset._download import download
+from dataset._download import fetch, held
+from helper.util.files import whole
 from helper.util.progress import progress
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TITLE = "Tiny-ImageNet"
+# Bytes; the archive has 248 MB.
+LIMIT = 300 * 10**6
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 FOLDER, ARCHIVE, DECODED = "tiny-imagenet-200", "tiny-imagenet-200.zip", "tiny-imagenet-200.decoded.pt"
 # What mdistiller normalises Tiny-ImageNet by. The standard deviations are smaller than those of all pixels.
@@ -41,13 +44,14 @@ def load(root: str, skip_unreadable: bool = False) -> Data:
     """
     source = _source(root)
     if source is None:
-        with _held(root):
-            source = _source(root) or _fetched(root)
+        with held(root, TITLE):
+            fetch(TITLE, URL, root, MD5, LIMIT, FOLDER)
+            source = _source(root)
     classes, parts = _listing(source)
     key = source.key([name for part in parts for name, _ in part])
     splits = _kept(root, key)
     if splits is None:
-        with _held(root):
+        with held(root, TITLE):
             splits = _kept(root, key) or _decode(source, parts, root, key, skip_unreadable)
     for split in splits:
         for c in (torch.bincount(split.labels, minlength=len(classes)) == 0).nonzero()[:1, 0]:
@@ -129,30 +133,6 @@ def _source(root):
     if os.path.isfile(folder):
         raise DataError(f"{folder} is a file where a folder should be: {_AGAIN}")
     return _Folder(folder)
-
-
-def _fetched(root):
-    print(f"Tiny-ImageNet is not in {root}: fetching {URL} (248 MB)", flush=True)
-    archive = os.path.join(root, ARCHIVE)
-    try:
-        download(URL, archive, MD5)
-    except DataError as error:
-        raise DataError(f"Tiny-ImageNet is not in {root} and cannot be fetched ({error}): "
-                        f"put {ARCHIVE} or the folder {FOLDER} into {root} (--data_dir)") from None
-    return _Archive(archive)
-
-
-def _held(root):
-    """The folder `root`, held by this process alone while something is written there."""
-    from helper.util.files import wait_for_folder  # which knows the errors of this package
-
-    try:
-        os.makedirs(root, exist_ok=True)
-        return wait_for_folder(root, lambda: None, f"another process is preparing Tiny-ImageNet in {root}: waiting")
-    except OSError as error:
-        if os.path.isdir(root):
-            return nullcontext()  # one that can only be read: nothing will be written there
-        raise DataError(f"the data folder {root} is not writable ({error.strerror}): give another --data_dir") from None
 
 
 def _listing(source):
@@ -253,8 +233,6 @@ def _pixels(content):
 
 
 def _keep(path, content):
-    from helper.util.files import whole
-
     try:
         with whole(path) as file:
             torch.save(content, file)

@@ -23,8 +23,9 @@ class _Lines(tqdm):
             print(self, file=self.fp, flush=True)
 
 
-def progress(what: str, total: int, initial: int = 0, unit: str = "", unit_scale: bool = False, file=None) -> tqdm:
-    """How far `total` items are, with the time left: `with progress(...) as bar: bar.update(n)`.
+def progress(what: str, total: int | None, initial: int = 0, unit: str = "", unit_scale: bool = False,
+             file=None) -> tqdm:
+    """How far `total` items are (None: unknown), with the time left: `with progress(...) as bar: bar.update(n)`.
 
     On a terminal a bar that vanishes at its end; elsewhere a line every PAUSE seconds, nothing of what is shorter.
 

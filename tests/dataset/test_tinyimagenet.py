@@ -1,9 +1,7 @@
 """Tiny-ImageNet as it is distributed: fetched whole or not at all, its annotations read, its faults named."""
 import hashlib
-import http.server
 import io
 import re
-import threading
 import zipfile
 
 import numpy as np
@@ -13,8 +11,10 @@ from PIL import Image
 
 import dataset
 from dataset import DataError, tinyimagenet
+from helper.util import download
 from models import model_dict
 from tests.support import scripts
+from tests.support.server import endless, sends, serving, status
 
 # Not in alphabetical order, as in the real wnids.txt.
 WNIDS = ("n03", "n01", "n02")
@@ -77,43 +77,14 @@ def assert_as_made(data):
     assert data.test.labels.tolist() == [2, 2, 1, 1, 0, 0, 0, 1]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`, or parts of it; of the next answers' bodies only as many bytes as `breaks` says are sent."""
-
-    def __init__(self, content):
-        self.content, self.breaks, self.code, self.ranges, self.asked = content, [], None, True, []
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        server.asked.append(self.headers.get("Range"))
-        asked = self.headers.get("Range", "bytes=0-") if server.ranges else "bytes=0-"
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-        if server.code or start >= len(server.content):
-            return self.send_error(server.code or 416)
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", len(body))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        self.end_headers()
-        self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
-    server = Server(archive(good()))
-    monkeypatch.setattr(tinyimagenet, "URL", f"http://127.0.0.1:{server.server_port}/tiny-imagenet-200.zip")
-    monkeypatch.setattr(tinyimagenet, "MD5", hashlib.md5(server.content).hexdigest())
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        server.files["/tiny-imagenet-200.zip"] = archive(good())
+        monkeypatch.setattr(tinyimagenet, "URL", f"{server.address}/tiny-imagenet-200.zip")
+        monkeypatch.setattr(tinyimagenet, "MD5", hashlib.md5(server.files["/tiny-imagenet-200.zip"]).hexdigest())
+        monkeypatch.setattr(download, "PAUSE", 0)
+        yield server
 
 
 def test_it_is_fetched_decoded_once_and_its_annotations_are_read(server, tmp_path, capsys):
@@ -121,55 +92,29 @@ def test_it_is_fetched_decoded_once_and_its_annotations_are_read(server, tmp_pat
     assert "fetching" in capsys.readouterr().out
     assert_as_made(first)
     again = load(tmp_path / "data")
-    assert "decoding" not in capsys.readouterr().out and len(server.asked) == 1
+    assert "decoding" not in capsys.readouterr().out and len(server.requests) == 1
     assert torch.equal(again.train.images, first.train.images) and torch.equal(again.test.images, first.test.images)
     assert_as_made(again)
     # A view machinery for 32x32 images serves 64x64 ones as well.
     assert again.train_views(torch.device("cpu")).gather(torch.tensor([3]), torch.tensor([161])).shape == (1, 3, 64, 64)
 
 
-def test_a_broken_download_goes_on_where_it_broke(server, tmp_path, capsys):
-    server.breaks = [1000, 2000]
+def test_a_broken_download_is_tried_again(server, tmp_path):
+    server.plan["/tiny-imagenet-200.zip"] = [sends(1000)]
     assert_as_made(load(tmp_path))
-    assert server.asked == [None, "bytes=1000-", "bytes=3000-"]
-    assert capsys.readouterr().out.count("trying again") == 2
+    assert len(server.requests) == 2
 
 
-def test_a_server_that_cannot_go_on_is_asked_for_the_whole(server, tmp_path):
-    server.breaks, server.ranges = [1000], False
-    assert_as_made(load(tmp_path))
-    assert server.asked == [None, "bytes=1000-"]
-
-
-def test_what_has_come_is_kept_for_the_next_command(server, tmp_path):
-    server.breaks = [1000, 500, 0]
-    with pytest.raises(DataError, match=r"cannot be fetched \(.*after 1,500 of .*goes on\): put tiny"):
+@pytest.mark.parametrize("fault, says", [
+    (sends(content=b"<html>we are down</html>"), "is not the file meant"),
+    (status(404), "HTTP 404 Not Found"),
+    (endless, "more than 300 MB"),
+])
+def test_what_cannot_be_fetched_says_what_to_put_where(fault, says, server, tmp_path):
+    server.plan["/tiny-imagenet-200.zip"] = [fault]
+    with pytest.raises(DataError, match=rf"cannot be fetched \(.*{says}.*\): put .*200 into .* \(--data_dir\)"):
         load(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "tiny-imagenet-200.zip.partial"}
-    assert_as_made(load(tmp_path))
-    assert server.asked[-1] == "bytes=1500-"
-    assert not (tmp_path / "tiny-imagenet-200.zip.partial").exists()
-
-
-def test_another_file_than_the_one_meant_is_not_kept(server, tmp_path):
-    server.content = b"<html>we are down</html>"
-    with pytest.raises(DataError, match=r"is not the file meant .*was removed\): put"):
-        load(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
-
-
-def test_leftovers_longer_than_the_file_are_dropped(server, tmp_path):
-    (tmp_path / "tiny-imagenet-200.zip.partial").write_bytes(b"x" * (len(server.content) + 5))
-    with pytest.raises(DataError, match="is not the file meant"):
-        load(tmp_path)
-    assert_as_made(load(tmp_path))
-
-
-def test_a_server_that_refuses_is_quoted(server, tmp_path):
-    server.code = 404
-    with pytest.raises(DataError, match=r"answers 404 Not Found\): put .* into .* \(--data_dir\)"):
-        load(tmp_path)
-    assert len(server.asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_the_folder_is_read_as_the_archive_is(tmp_path):
