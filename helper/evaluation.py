@@ -29,10 +29,13 @@ class Evaluation(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """On the CPU; logits: (N, C); pooled: (N, width), the vectors that the classifier reads; labels: (N,) int64."""
+    """On the CPU; logits: (N, C); labels: (N,) int64.
+
+    pooled: (N, width), the vectors that the classifier reads; None for a network that has no such vector
+    """
 
     logits: Tensor
-    pooled: Tensor
+    pooled: Tensor | None
     labels: Tensor
 
 
@@ -83,9 +86,14 @@ def predict(network: Classifier, test: EvalImages, batch_size: int) -> Predictio
 
     Raises RunError if a logit is not finite.
     """
-    parts = [(out.logits.cpu(), out.pooled.cpu(), labels.cpu()) for out, labels in outputs(
-        network, test, fields=LOGITS | {"pooled"}, batch_size=batch_size, what=network.name, file=sys.stderr)]
-    found = Predictions(*map(torch.cat, zip(*parts, strict=True)))
+    logits, pooled, labels = [], [], []
+    for out, own in outputs(network, test, fields=LOGITS | {"pooled"}, batch_size=batch_size, what=network.name,
+                            file=sys.stderr):
+        logits.append(out.logits.cpu())
+        labels.append(own.cpu())
+        if out.pooled is not None:
+            pooled.append(out.pooled.cpu())
+    found = Predictions(torch.cat(logits), torch.cat(pooled) if pooled else None, torch.cat(labels))
     if not found.logits.isfinite().all():
         raise RunError(f"{network.name} gives logits that are not finite, so its weights are damaged or its training "
                        "diverged: take another checkpoint")

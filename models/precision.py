@@ -72,4 +72,6 @@ def _has_bf16_units(device):
 
 
 def _float(value):
+    if value is None:  # a field that the network does not have
+        return None
     return tuple(v.float() for v in value) if isinstance(value, tuple) else value.float()

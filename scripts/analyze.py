@@ -3,14 +3,14 @@
 python scripts/analyze.py save/student_model/RUN/resnet20_last.pth
 python scripts/analyze.py WITH_IKD.pth --against WITHOUT_IKD.pth --teacher TEACHER.pth --out pictures
 
-Everything is measured on the test set. PNG files and report.html, which holds them all and needs no network, go to
-the run's folder, into analysis/, or to --out. docs/analysis.md says what each picture shows.
+Everything is measured on the test set. PNG files and report.html, which holds them all and loads no other file, are
+written to analysis/ in the run's folder, or to --out. docs/analysis.md says what each picture shows.
 """
 import os
 import shlex
 import sys
 import time
-from html import escape
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,51 +23,48 @@ from torch import Tensor
 from dataset import Data
 from helper.cli import Parser
 from helper.evaluation import Predictions, predict
-from helper.record.records import label
+from helper.record.records import Record, read_run
 from helper.record.run import RESUME_IGNORED_OPTIONS
-from helper.util.errors import UsageError, guarded
+from helper.util.errors import UsageError, guarded, printable
 from helper.util.files import write_bytes
-from scripts import pages
+from helper.util.progress import progress
+from models.checkpoint import names_weights
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import (
-    LoadedCheckpoint,
-    Record,
-    add_flags,
-    need,
-    open_another,
-    open_subject,
-    read_record,
-    say,
-)
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, check_classes, load, need, open_checkpoint, say
+from scripts.pages import render
 
 TSNE_CLASSES, TSNE_IMAGES, TSNE_SEED = 10, 100, 0
+# Classes in the picture of the spread, at most: it has a line for each.
+SPREAD_CLASSES = 200
 
 
 def main():
     options = options_of(sys.argv[1:])
     need("scripts/analyze.py", "matplotlib")
-    subject, data, device = open_subject(options)
-    out = options.out or os.path.join(folder_of_run(subject, options), "analysis")
-    teacher = teacher_of(subject.record, options)
-    roles = {"teacher": teacher and open_another(teacher, data, device),
-             "against": options.against and open_another(options.against, data, device), "student": subject}
-    roles = {role: member for role, member in roles.items() if member}
+    student, data, device = open_checkpoint(options)
+    out = options.out or os.path.join(folder_of_run(student), "analysis")
+    roles = {"teacher": teacher_of(student, options), "against": options.against}
+    loaded = {role: load(path, device) for role, path in roles.items() if path} | {"student": student}
+    for checkpoint in loaded.values():
+        check_classes(checkpoint, data)
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out} ({error.strerror}): give another --out") from None
-    say(f"{', '.join(member.network.name for member in roles.values())} on the {len(data.test):,} test images of "
-        f"{data.name}, {device.type}; then the pictures, into {out}")
-    test, labels = data.test_images(device), labels_of(roles)
-    networks = {role: measured(labels[role], role, member, predict(member.network, test, options.batch_size))
-            for role, member in roles.items()}
-    pictures = {}
-    for name, title, draw, caption in pictures_of(networks, data):
-        say(f"drawing {name}")
-        pictures[name] = (title, draw(), caption)
-        write_bytes(os.path.join(out, f"{name}.png"), pictures[name][1])
+    test, labels = data.test_images(device), labels_of(loaded)
+    say(f"{', '.join(labels.values())} on the {len(test):,} test images of {data.name}, {device.type}; pictures go to "
+        f"{out}")
+    networks = {role: measured(labels[role], role, checkpoint, predict(checkpoint.network, test, options.batch_size))
+                for role, checkpoint in loaded.items()}
+    runs, pictures = runs_of(networks), {}
+    drawings = drawings_of(networks, data, runs)
+    with progress("pictures", len(drawings), file=sys.stderr) as bar:
+        for name, draw in drawings.items():
+            pictures[name] = draw()
+            write_bytes(os.path.join(out, f"{name}.png"), pictures[name])
+            bar.update()
     report = os.path.join(out, "report.html")
-    write_bytes(report, report_of(networks, data, pictures).encode())
+    write_bytes(report, report_of(networks, data, runs, pictures).encode(errors="backslashreplace"))
     say(f"{len(pictures)} pictures")
     print(report)
 
@@ -75,24 +72,24 @@ def main():
 def options_of(argv):
     parser = Parser(prog="analyze.py", description="Pictures of what a student has learned from its teacher.")
     add_flags(parser)
-    parser.add_argument("--teacher", metavar="CHECKPOINT", help="(default: the run's --path_t)")
+    parser.add_argument("--teacher", metavar="CHECKPOINT", help="the teacher (default: the run's --path_t)")
     parser.add_argument("--against", metavar="CHECKPOINT",
                         help="another student to compare with, such as one without IKD")
     parser.add_argument("--out", metavar="DIR", help="where the pictures go (default: analysis/ in the run's folder)")
     return parser.parse_args(argv)
 
 
-def folder_of_run(subject: LoadedCheckpoint, options) -> str:
-    if not subject.record.args:
-        raise UsageError(f"{options.checkpoint} lies in no folder of a run: give --out, a folder for the pictures")
-    return subject.record.folder
+def folder_of_run(student: LoadedCheckpoint) -> Path:
+    if student.record is None:
+        raise UsageError(f"{student.path} lies in no folder of a run: give --out, a folder for the pictures")
+    return student.record.folder
 
 
-def teacher_of(record: Record, options) -> str | None:
-    """The teacher's checkpoint: the one given, else the run's, else none. Raises UsageError if it has gone."""
-    path = options.teacher or record.settings.get("path_t")
-    if path and not options.teacher and not os.path.exists(path):
-        raise UsageError(f"the run's teacher {path} is not there, seen from this folder: give --teacher")
+def teacher_of(student: LoadedCheckpoint, options) -> str | None:
+    """The teacher's checkpoint: the one given, else the run's, else none. Raises UsageError if the run's is missing."""
+    path = options.teacher or student.settings.get("path_t")
+    if path and not options.teacher and not names_weights(path) and not os.path.exists(path):
+        raise UsageError(f"the run's teacher {path} does not exist, seen from this folder: give --teacher")
     return path
 
 
@@ -100,115 +97,106 @@ class Measured(NamedTuple):
     """A network, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
 
     look: tuple
-    subject: LoadedCheckpoint
+    loaded: LoadedCheckpoint
     predictions: Predictions
     summary: metrics.Summary
     spread: Tensor
     kl: Tensor
 
 
-def measured(name: str, role: str, subject: LoadedCheckpoint, p: Predictions) -> Measured:
+def measured(name: str, role: str, loaded: LoadedCheckpoint, p: Predictions) -> Measured:
     from scripts.analysis.plots import LOOKS, Look
-    return Measured(Look(name, *LOOKS[role]), subject, p, metrics.summary(p.logits, p.labels),
+    return Measured(Look(name, *LOOKS[role]), loaded, p, metrics.summary(p.logits, p.labels),
                     metrics.within_class_spread(p.logits, p.labels), metrics.within_class_kl(p.logits, p.labels))
 
 
-def labels_of(roles: dict[str, LoadedCheckpoint]) -> dict[str, str]:
-    """A name for each network, such as 'resnet20, kd+IKD'; equal ones are told apart by their trials or files."""
-    names = {role: name_of(member) for role, member in roles.items()}
+def labels_of(loaded: dict[str, LoadedCheckpoint]) -> dict[str, str]:
+    """A name for each network, such as 'resnet20, kd+IKD'; equal ones differ by their trials or files."""
+    names = {role: name_of(checkpoint) for role, checkpoint in loaded.items()}
     if "teacher" in names:
-        names["teacher"] = f"teacher {roles['teacher'].network.name}"
+        names["teacher"] = f"teacher {loaded['teacher'].network.name}"
     if names.get("against") == names["student"]:
         for role in ("against", "student"):
-            trial = roles[role].record.settings.get("trial")
-            names[role] += f", trial {trial}" if trial is not None else f", {Path(roles[role].path).stem}"
+            trial = loaded[role].settings.get("trial")
+            names[role] += f", trial {trial}" if trial is not None else f", {Path(loaded[role].path).stem}"
     if names.get("against") == names["student"]:
         names["against"] += " (--against)"
-    return names
+    # Between dollar signs matplotlib and the page would read a formula.
+    return {role: printable(name).replace("$", "") for role, name in names.items()}
 
 
-def name_of(subject: LoadedCheckpoint) -> str:
-    settings = subject.record.settings
-    return f"{subject.network.name}, {label(settings)}" if "distill" in settings else subject.network.name
+def name_of(loaded: LoadedCheckpoint) -> str:
+    record = loaded.record
+    return f"{loaded.network.name}, {record.method}" if record and record.is_student else loaded.network.name
 
 
-def trials_of(record: Record) -> list[list[dict]]:
-    """The epochs of a run, then those of its finished siblings: the same settings, another trial."""
-    def epochs(r):
-        return [line for line in r.log if line["phase"] == "train"]
+def trials_of(record: Record | None) -> list[list[dict]]:
+    """The epochs of a run, then those of its finished siblings: the same settings, another trial.
 
-    def same(r):
-        return {k: v for k, v in r.settings.items() if k not in RESUME_IGNORED_OPTIONS | {"trial"}}
-
-    own = epochs(record)
+    A sibling whose files are damaged is left out, and said.
+    """
+    own = epochs_of(record) if record else []
     trials = [own] if own else []
-    folder = Path(record.folder).absolute()
-    for sibling in sorted(folder.parent.glob("*/result.json")):
-        if own and sibling.parent != folder:
-            other = read_record(str(sibling.parent))
-            if same(other) == same(record):
-                trials.append(epochs(other)[: len(own)])
+    folder = record.folder.absolute() if record else Path()
+    for path in sorted(folder.parent.glob("*/result.json")) if own else ():
+        try:
+            sibling = read_run(path.parent) if path.parent != folder else None
+        except UsageError as error:
+            say(f"note      {error}; the run is left out")
+            continue
+        if sibling and settings_of(sibling) == settings_of(record):
+            trials.append(epochs_of(sibling)[: len(own)])
     return trials
 
 
-def pictures_of(networks: dict[str, Measured], data: Data):
-    """(file's name, title, what draws it, caption in HTML) of each picture there is something to draw for."""
+def epochs_of(record: Record) -> list[dict]:
+    return [line for line in record.log if line["phase"] == "train"]
+
+
+def settings_of(record: Record) -> dict:
+    """What trials of one row have in common."""
+    if record.is_student:
+        return record.identity
+    return {key: value for key, value in record.settings.items() if key not in RESUME_IGNORED_OPTIONS | {"trial"}}
+
+
+def drawings_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, list]) -> dict[str, Callable[[], bytes]]:
+    """What draws each picture that there is data for, by its file's name, in the page's order."""
     from scripts.analysis import plots
-    from scripts.pages import formula as f
+    from scripts.analysis.plots import png
     layout = plots.layout_of(data.classes, data.superclasses)
     student, teacher, against = networks["student"], networks.get("teacher"), networks.get("against")
     everyone, students = list(networks.values()), [network for network in (against, student) if network]
-    order = ("Classes stand by superclass, thin lines between them." if data.superclasses else
-             "Classes stand in the data's order.")
+    drawings = {}
 
-    runs = [(network.look, trials) for network in students if (trials := trials_of(network.subject.record))]
-    if runs and runs[-1][0] is student.look:
-        yield ("curves", "The run", lambda: plots.png(
-            plots.curves, runs, teacher and (teacher.look, teacher.summary.top1)), curves_caption(runs))
-
+    if student.look in runs:
+        drawings["curves"] = lambda: png(
+            plots.curves, list(runs.items()), teacher and (teacher.look, teacher.summary.top1))
     shown = teacher or student
-    yield ("class_means", "Class-mean logits", lambda: plots.png(
-        plots.class_means, class_mean_logits(shown), layout, shown.look),
-        f"Row {f('c')} is {f('m_c = (1/n_c) Σ_{i: y_i=c} z_i')}, the mean logits of the test images of class "
-        f"{f('c')}. Such a row, of the teacher's logits over the training views of the first epoch, is what IKD pulls "
-        f"every student's prediction for that class towards. {order} Dark off the diagonal: classes that look alike to "
-        "the network. The shades span what lies off the diagonal; the diagonal itself is beyond them.")
-
-    yield ("spread", "Spread within each class", lambda: plots.png(
-        plots.spread_by_class, [(network.look, network.spread) for network in everyone], layout),
-        f"{f('S_c = (1/n_c) Σ_{i: y_i=c} ‖p_i − p̄_c‖²')}, with the softmax predictions {f('p_i')} for the class's "
-        f"test images and their mean {f('p̄_c')}: the further to the left, the more alike the images of a class are "
-        "answered, which is what IKD is for. Sure and right, and sure of one wrong class, both give 0, so read it "
-        f"beside the accuracy. {order}")
-
-    base = against or teacher
-    if base:
-        yield ("spread_change", f"Within a class: {base.look.label} and {student.look.label}", lambda: plots.png(
+    drawings["class_means"] = lambda: png(plots.class_means, class_mean_logits(shown), layout, shown.look)
+    drawings["spread"] = lambda: png(
+        plots.spread_by_class, [(m.look, m.spread) for m in everyone], layout.part(SPREAD_CLASSES))
+    if base := against or teacher:
+        drawings["spread_change"] = lambda: png(
             plots.spread_scatter, (base.look, [base.spread, base.kl]), (student.look, [student.spread, student.kl]),
-            ["spread $S_c$", "divergence $D_c$, nats"]),
-            "A point a class. Below the line, in the tinted half, its predictions lie closer together for "
-            f"{escape(student.look.label)} than for {escape(base.look.label)}. Left: the spread of the picture before. "
-            f"Right: {f('D_c = (1/n_c) Σ_{i: y_i=c} KL(p_i ‖ p̄_c)')}, the same question in nats, in which small "
-            "probabilities count too.")
-
-    yield "tsne", "Pooled features", lambda: tsne_picture(everyone, data, layout), tsne_caption(data)
-
+            ["spread $S_c$", "divergence $D_c$, nats"])
+    if all(m.predictions.pooled is not None for m in everyone):
+        drawings["tsne"] = lambda: tsne_picture(everyone, layout.part(TSNE_CLASSES))
     if teacher:
-        matrices = {network.look: metrics.logit_correlation(network.predictions.logits) for network in everyone}
-        yield ("correlations", "Correlation of logits", lambda: plots.png(
-            plots.correlations, (teacher.look, matrices[teacher.look]),
-            [(network.look, matrices[network.look]) for network in students], layout),
-            f"{f('ρ(j, k)')} is Pearson's correlation, over all test images, of the logits of classes {f('j')} and "
-            f"{f('k')}. {order} The difference to the teacher's is shown as {f('|ρ − ρ_{teacher}|')}: the paler, the "
-            "more of the teacher's view of which classes go together has come across. Its mean is over "
-            f"{f('j ≠ k')}; the shades end at the 99.5th percentile.")
+        matrices = {m.look: metrics.logit_correlation(m.predictions.logits) for m in everyone}
+        drawings["correlations"] = lambda: png(
+            plots.correlations, (teacher.look, matrices[teacher.look]), [(m.look, matrices[m.look]) for m in students],
+            layout)
+    drawings["reliability"] = lambda: png(plots.reliability, [
+        (m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone])
+    return drawings
 
-    bins = [(m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone]
-    yield ("reliability", "Calibration", lambda: plots.png(plots.reliability, bins),
-           f"The test images in {metrics.BINS} bins of confidence, {f('max_k p(k)')}. A bar that ends at its black "
-           "mark is calibrated: of the answers given with 70&nbsp;% confidence 70&nbsp;% are right; a mark above the "
-           f"bar is overconfidence. {f('ECE = Σ_b (n_b/N) |accuracy_b − confidence_b|')}, 0 at best. Below: where the "
-           f"images are; a bin with less than {100 * plots.RARE:g}&nbsp;% of them is pale above.")
+
+def runs_of(networks: dict[str, Measured]) -> dict[tuple, list[list[dict]]]:
+    """The trials of the students' runs, by look, the student's last; of those without a record there are none."""
+    found = {networks[role].look: trials_of(networks[role].loaded.record)
+             for role in ("against", "student") if role in networks}
+    return {look: trials for look, trials in found.items() if trials}
 
 
 def class_mean_logits(network: Measured) -> Tensor:
@@ -217,102 +205,55 @@ def class_mean_logits(network: Measured) -> Tensor:
     return metrics.class_means(logits, network.predictions.labels, logits.shape[1])
 
 
-def curves_caption(runs) -> str:
-    counts = "; ".join(f"{escape(look.label)}: {len(trials)} trial{'s' if len(trials) > 1 else ''}"
-                       for look, trials in runs)
-    bands = ("" if all(len(trials) == 1 for _, trials in runs) else
-             " Lines are means over trials of equal settings, bands one standard deviation (of <i>n</i> − 1) to each "
-             "side.")
-    return ("From log.jsonl, once an epoch. Left: each term of the loss as it counts in the sum, and the test "
-            f"cross-entropy, of {escape(runs[-1][0].label)}. Right: accuracy. {counts}.{bands}")
-
-
-def tsne_classes(data: Data, layout) -> list[int]:
-    """Up to TSNE_CLASSES classes, evenly spaced in the layout's order."""
-    number = min(TSNE_CLASSES, len(data.classes))
-    return [layout.order[k * len(data.classes) // number] for k in range(number)]
-
-
-def tsne_picture(networks: list[Measured], data: Data, layout) -> bytes:
+def tsne_picture(networks: list[Measured], layout) -> bytes:
+    """The first TSNE_IMAGES test images of each of the layout's classes."""
     from sklearn.manifold import TSNE
 
     from scripts.analysis import plots
-    chosen, labels = tsne_classes(data, layout), networks[0].predictions.labels
-    index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in chosen])
-    place = {c: k for k, c in enumerate(chosen)}
+    labels = networks[0].predictions.labels
+    index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in layout.order])
+    which = np.array([layout.order.index(c) for c in labels[index].tolist()])
     points = [TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3)).fit_transform(
         network.predictions.pooled[index].numpy()) for network in networks]
-    names = [layout.names[layout.order.index(c)] for c in chosen]
-    return plots.png(plots.tsne, [(network.look, p) for network, p in zip(networks, points, strict=True)],
-                        np.array([place[c] for c in labels[index].tolist()]), names)
+    looks = [network.look for network in networks]
+    return plots.png(plots.tsne, list(zip(looks, points, strict=True)), which, layout.names)
 
 
-def tsne_caption(data: Data) -> str:
-    few = ("All classes" if len(data.classes) <= TSNE_CLASSES
-           else f"{TSNE_CLASSES} of the {len(data.classes)} classes, evenly spaced in the order of the other pictures")
-    return (f"t-SNE (scikit-learn, from the principal components, seed {TSNE_SEED}) of the vectors that the "
-            f"classifier reads. {few}, at most the first {TSNE_IMAGES} test images of each. Only which points are "
-            "neighbours means something; distances between clusters, their sizes and the orientation do not.")
-
-
-def report_of(networks: dict[str, Measured], data: Data, pictures: dict) -> str:
+def report_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, list], pictures: dict[str, bytes]) -> str:
     """report.html."""
+    from scripts.analysis import plots
     student, teacher = networks["student"], networks.get("teacher")
-    title = f"{student.look.label} on {data.name}"
+    base = networks.get("against") or teacher
     head = ["", "parameters", "top-1, %", "top-5, %", "NLL", "ECE", "spread", "D, nats"]
-    rows = [[m.look.label, f"{cost.parameters(m.subject.network):,}", f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.nll:.3f}",
-             f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"] for m in networks.values() for s in [m.summary]]
+    names = [data.classes, data.superclasses][: 2 if data.superclasses else 1]
+    columns = [column for m in networks.values() for column in (
+        (metrics.class_accuracy(m.predictions.logits, m.predictions.labels), ".1f"), (m.spread, ".4f"), (m.kl, ".4f"))]
+    return render(
+        "analysis.html", title=f"{student.look.label} on {data.name}", pictures=pictures, images=student.summary.images,
+        classes=len(data.classes), superclasses=bool(data.superclasses), date=time.strftime("%Y-%m-%d"),
+        paths={m.look.label: printable(m.loaded.path) for m in networks.values()}, torch=torch.__version__,
+        command=printable(shlex.join(["python", *sys.argv])), student=student, teacher=teacher, base=base,
+        fewer=int((student.spread < base.spread).sum()) if base else 0,
+        head=head + ["to m, nats"] * bool(teacher), rows=[row_of(m, teacher) for m in networks.values()],
+        runs={look.label: len(trials) for look, trials in runs.items()}, shown=SPREAD_CLASSES,
+        tsne={"seed": TSNE_SEED, "classes": TSNE_CLASSES, "images": TSNE_IMAGES}, bins=metrics.BINS,
+        rare=f"{100 * plots.RARE:g}", names=len(names),
+        class_head=["class", "superclass"][: len(names)] + ["top-1, %", "spread", "D, nats"] * len(networks),
+        class_rows=[[*(printable(name[c]).replace("_", " ") for name in names),
+                     *(f"{column[c]:{form}}" for column, form in columns)]
+                    for c in plots.layout_of(data.classes, data.superclasses).order],
+        groups=[(m.look.label, 3) for m in networks.values()])
+
+
+def row_of(network: Measured, teacher: Measured | None) -> list[str]:
+    """A network's row of the first table."""
+    s, p = network.summary, network.predictions
+    row = [network.look.label, f"{cost.parameters(network.loaded.network):,}", f"{s.top1:.2f}", f"{s.top5:.2f}",
+           f"{s.nll:.3f}", f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"]
     if teacher:
-        means = class_mean_logits(teacher)
-        head.append("to m, nats")
-        for row, network in zip(rows, networks.values(), strict=True):
-            distance = metrics.ikd_distance(network.predictions.logits, network.predictions.labels, means)
-            row.append(f"{metrics.mean(distance):.4f}")
-    parts = [f"<h1>{escape(title)}</h1>", facts(networks, data), pages.table(head, rows),
-             "<p>" + in_short(networks, len(data.classes)) + "</p>"]
-    for name, (heading, image, caption) in pictures.items():
-        parts += [f"<h2>{escape(heading)}</h2>", pages.figure(image, f"{heading} ({name}.png)", caption)]
-    parts += ["<h2>Every class</h2>", class_table(networks, data)]
-    return pages.page(title, parts)
-
-
-def facts(networks, data) -> str:
-    where = "; ".join(f"{network.look.label}: {network.subject.path}" for network in networks.values())
-    return (f'<p class="facts">{len(data.test):,} test images, {len(data.classes)} classes. {escape(where)}.<br>'
-            f"{time.strftime('%Y-%m-%d')}, PyTorch {torch.__version__}, "
-            f"<code>{escape(shlex.join(['python', *sys.argv]))}</code></p>")
-
-
-def in_short(networks: dict[str, Measured], classes: int) -> str:
-    """What the table's last columns are, and how the spread changed, in a few sentences of HTML."""
-    from scripts.pages import formula as f
-    student, base = networks["student"], networks.get("against") or networks.get("teacher")
-    text = (f"Spread and {f('D')} say how far the predictions for images of one class lie apart: means over the "
-            "classes of what is defined below. ")
-    if "teacher" in networks:
-        text += (f"To {f('m')} is IKD's own distance at {f('T')} = 1, {f('KL(softmax m_y ‖ p)')}, to the teacher's "
-                 "class-mean logits. ")
-    if base:
-        fewer = int((student.spread < base.spread).sum())
-        text += (f"Against {escape(base.look.label)}, the spread of {escape(student.look.label)} is smaller in "
-                 f"{fewer} of {classes} classes; its mean goes from {base.summary.spread:.4f} to "
-                 f"{student.summary.spread:.4f}, the top-1 accuracy from {base.summary.top1:.2f} to "
-                 f"{student.summary.top1:.2f}.")
-    return text
-
-
-def class_table(networks: dict[str, Measured], data: Data) -> str:
-    """Every class with each network's accuracy and consistency."""
-    from scripts.analysis.plots import layout_of
-    names = [data.classes] + ([data.superclasses] if data.superclasses else [])
-    head, columns = ["class", "superclass"][: len(names)], []
-    for network in networks.values():
-        head += ["top-1, %", "spread", "D, nats"]
-        columns += [(metrics.class_accuracy(network.predictions.logits, network.predictions.labels), ".1f"),
-                    (network.spread, ".4f"), (network.kl, ".4f")]
-    rows = [[*(column[c].replace("_", " ") for column in names), *(f"{column[c]:{form}}" for column, form in columns)]
-            for c in layout_of(data.classes, data.superclasses).order]
-    return pages.table(head, rows, len(names), tuple((network.look.label, 3) for network in networks.values()))
+        distance = metrics.ikd_distance(p.logits, p.labels, class_mean_logits(teacher))
+        row.append(f"{metrics.mean(distance):.4f}")
+    return row
 
 
 if __name__ == "__main__":

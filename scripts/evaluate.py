@@ -18,25 +18,25 @@ import torch
 from dataset import Data
 from helper.cli import Parser
 from helper.evaluation import Predictions, predict
-from helper.util.errors import UsageError, guarded
-from helper.util.files import write_json
+from helper.util.errors import UsageError, guarded, printable
+from helper.util.files import write_bytes
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, open_subject, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, open_checkpoint, say
 
 
 def main():
     options = options_of(sys.argv[1:])
-    subject, data, device = open_subject(options)
-    say(f"{subject.path}: {subject.network.name} on the {len(data.test):,} test images of {data.name}, {device.type}")
+    loaded, data, device = open_checkpoint(options)
     test = data.test_images(device)
-    found = measure(subject, data, predict(subject.network, test, options.batch_size))
-    found |= cost_of(subject.network, test, options.batch_size)
-    if options.json is None:
-        print(table(found))
-    elif options.json == "-":
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+    say(f"{loaded.path}: {loaded.network.name} on the {len(test):,} test images of {data.name}, {device.type}")
+    found = measure(loaded, data, predict(loaded.network, test, options.batch_size))
+    found |= cost_of(loaded.network, test, options.batch_size)
+    # ASCII, so that it is JSON wherever it goes.
+    text = table(found) if options.json is None else json.dumps(found, indent=2)
+    if options.json in (None, "-"):
+        print(text)
     else:
-        write_json(options.json, found)
+        write_bytes(options.json, f"{text}\n".encode())
 
 
 def options_of(argv):
@@ -51,15 +51,15 @@ def options_of(argv):
     return options
 
 
-def measure(subject: LoadedCheckpoint, data: Data, p: Predictions) -> dict:
+def measure(loaded: LoadedCheckpoint, data: Data, p: Predictions) -> dict:
     """Everything that the predictions say, as plain data; a figure that no image decides is None."""
     total, classes = metrics.summary(p.logits, p.labels), len(data.classes)
     found = {
-        "checkpoint": subject.path, "model": subject.network.name, "dataset": data.name, "classes": classes,
+        "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": classes,
         "images": total.images, "top1": total.top1, "top5": total.top5, "nll": total.nll,
         "ece": total.ece, "ece_bins": metrics.BINS,
         "consistency": {"spread": total.spread, "kl": total.kl, "ikd": total.ikd},
-        "stated_in_the_file": {"epoch": subject.checkpoint.epoch, "accuracy": subject.checkpoint.accuracy},
+        "stated_in_the_file": {"epoch": loaded.checkpoint.epoch, "accuracy": loaded.checkpoint.accuracy},
     }
     columns = {
         "images": metrics.class_counts(p.labels, classes).long(),
@@ -104,7 +104,8 @@ def table(found: dict) -> str:
     """The figures for reading."""
     said, consistency = found["stated_in_the_file"], found["consistency"]
     lines = {
-        "checkpoint": found["checkpoint"] + (f", epoch {said['epoch']}" if said["epoch"] is not None else ""),
+        "checkpoint": printable(found["checkpoint"])
+                      + (f", epoch {said['epoch']}" if said["epoch"] is not None else ""),
         "network": f"{found['model']}, {found['parameters']:,} parameters, {found['flops'] / 1e6:,.1f} MFLOPs an image",
         "data": f"{found['dataset']}, {found['images']:,} test images, {found['classes']} classes",
         "accuracy": f"top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}"
@@ -123,7 +124,7 @@ def table(found: dict) -> str:
 def columns_of(rows: list[dict]) -> str:
     """Rows as aligned columns: text to the left, numbers to the right."""
     def shown(value):
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else printable(value)
 
     def accuracy(key, value):
         return f"{value:.2f}" if key in ("top1", "within") and value is not None else shown(value)

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from dataset import Data
 from helper.cli import Parser
-from helper.evaluation import predict
+from helper.evaluation import Predictions, predict
 from helper.record.run import RESUME_IGNORED_OPTIONS
-from helper.util.errors import RunError, UsageError, guarded
+from helper.util.errors import RunError, UsageError, guarded, printable
 from helper.util.files import write_bytes
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_subject, say
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_checkpoint, say
+from scripts.pages import render
 
 ATOL, RTOL = 1e-4, 1e-4
 CHECKED = 512
@@ -37,16 +38,17 @@ CHECKED = 512
 def main():
     options = options_of(sys.argv[1:])
     need("scripts/export.py", "safetensors", "onnx", "onnxscript", "onnxruntime")
-    subject, data, device = open_subject(options)
-    say(f"{subject.path}: {subject.network.name} goes to {options.out} as safetensors and ONNX; measured on the "
-        f"{len(data.test):,} test images of {data.name}, {device.type}")
+    loaded, data, device = open_checkpoint(options)
     test = data.test_images(device)
-    predictions = predict(subject.network, test, options.batch_size)
-    network, images = subject.network.cpu(), next(data.test_images(torch.device("cpu")).batches(CHECKED))[0]
+    say(f"{loaded.path}: {loaded.network.name} goes to {options.out} as safetensors and ONNX; measured on the "
+        f"{len(test):,} test images of {data.name}, {device.type}")
+    predictions = predict(loaded.network, test, options.batch_size)
+    network, images = loaded.network.cpu(), next(test.batches(CHECKED))[0].cpu()
     exported = onnx_of(network, images)
     difference = check_onnx(exported, network, images)
-    files = {f"{network.name}.safetensors": safetensors_of(network, data), f"{network.name}.onnx": exported}
-    text = card(subject, data, predictions, files, difference, min(CHECKED, len(test)))
+    stem = network.name.replace(":", "_")  # a colon is not allowed in file names everywhere
+    files = {f"{stem}.safetensors": safetensors_of(network, data), f"{stem}.onnx": exported}
+    text = card(loaded, data, predictions, files, difference, len(images))
     os.makedirs(options.out, exist_ok=True)
     for name, content in (files | {"README.md": text.encode()}).items():
         write_bytes(os.path.join(options.out, name), content)
@@ -69,31 +71,40 @@ def options_of(argv):
 def safetensors_of(network: nn.Module, data: Data) -> bytes:
     """The state dict in the safetensors format; what the logits and the pixels mean is in its metadata."""
     from safetensors.torch import save
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
     return save(tensors, {"format": "pt", "model_name": network.name, "dataset": data.name,
                           "classes": json.dumps(data.classes), "mean": json.dumps(data.mean),
                           "std": json.dumps(data.std)})
 
 
 def onnx_of(network: nn.Module, images: Tensor) -> bytes:
-    """The network as an ONNX model from `images` (batch, 3, height, width) to `logits` (batch, classes), batch free."""
+    """The network as an ONNX model from `images` (batch, 3, height, width) to `logits` (batch, classes), batch free.
+
+    Raises RunError where PyTorch's exporter does not support the network.
+    """
     # The exporter remarks on itself, on both outputs.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network, (images[:2],), dynamo=True, verbose=False, external_data=False, input_names=["images"],
-            output_names=["logits"], dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+        try:
+            # Two images: the exporter would take a batch of one for a constant.
+            program = torch.onnx.export(
+                network, (images[:1].repeat(2, 1, 1, 1),), dynamo=True, verbose=False, external_data=False,
+                input_names=["images"], output_names=["logits"],
+                dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+        except torch.onnx.OnnxExporterError as error:
+            raise RunError(f"PyTorch cannot export {network.name} as ONNX with a free batch size, so nothing is "
+                           f"written: update torch and onnxscript ({str(error.__cause__ or error)[:200]})") from None
     return program.model_proto.SerializeToString()
 
 
 def check_onnx(exported: bytes, network: nn.Module, images: Tensor) -> float:
-    """The greatest difference of a logit between onnxruntime and PyTorch, for the first image alone and for all.
+    """The largest difference of a logit between onnxruntime and PyTorch, for the first image alone and for all.
 
     Raises RunError if one is beyond ATOL + RTOL·|logit|.
     """
     import onnxruntime
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    greatest = 0.0
+    largest = 0.0
     for batch in (images[:1], images):
         with torch.inference_mode():
             expected = network(batch)
@@ -102,111 +113,38 @@ def check_onnx(exported: bytes, network: nn.Module, images: Tensor) -> float:
         if not (difference <= ATOL + RTOL * expected.abs()).all():
             raise RunError(f"onnxruntime's logits differ from PyTorch's by up to {difference.max().item():.2g}, more "
                            f"than {ATOL:g} + {RTOL:g}·|logit|: nothing is written; update onnxruntime and torch")
-        greatest = max(greatest, difference.max().item())
-    return greatest
+        largest = max(largest, difference.max().item())
+    return largest
 
 
-def card(subject: LoadedCheckpoint, data: Data, predictions, files: dict[str, bytes], difference: float,
+def card(loaded: LoadedCheckpoint, data: Data, predictions: Predictions, files: dict[str, bytes], difference: float,
          checked: int) -> str:
-    """The README.md of an export."""
-    network, test = subject.network, metrics.summary(predictions.logits, predictions.labels)
-    channels, height, width = data.test.images.shape[1:]
-    weights, model = files
-    flops = cost.flops(network, torch.zeros(1, channels, height, width))
-    said = subject.checkpoint
-    shape = f"{channels}, {height}, {width}"
+    """The README.md of an export; checked: how many images `difference` was measured on."""
+    network, (weights, model) = loaded.network, files
+    _, height, width = data.image_shape
+    said = loaded.checkpoint
     stated = [f"epoch {said.epoch}"] if said.epoch is not None else []
     stated += [f"accuracy {said.accuracy:.2f}"] if said.accuracy is not None else []
-    return f"""\
-# {network.name} on {data.name}
-
-{network.name}, {cost.parameters(network):,} parameters, {flops / 1e6:,.1f} MFLOPs an image: from RGB images of \
-{width}×{height} pixels to the logits of {len(data.classes)} classes.
-
-| file | what | SHA-256 |
-| --- | --- | --- |
-| `{weights}` | the state dict | `{hashlib.sha256(files[weights]).hexdigest()}` |
-| `{model}` | float32 `images` (batch, {shape}) → `logits` (batch, {len(data.classes)}), any batch \
-| `{hashlib.sha256(files[model]).hexdigest()}` |
-
-## Measured
-
-On the {test.images:,} test images of {data.name}, {time.strftime("%Y-%m-%d")}, PyTorch {torch.__version__}, float32, by
-
-    {shlex.join(["python", *sys.argv])}
-
-| top-1 | top-5 | NLL | ECE ({metrics.BINS} bins) |
-| ---: | ---: | ---: | ---: |
-| {test.top1:.2f} | {test.top5:.2f} | {test.nll:.4f} | {test.ece:.4f} |
-
-The checkpoint itself states {" and ".join(stated) or "neither an epoch nor an accuracy"}. On the first \
-{checked:,} test images the greatest difference between a logit of onnxruntime and PyTorch's is {difference:.1e} (the \
-export fails beyond {ATOL:g} + {RTOL:g}·|logit|).
-
-## Images and classes
-
-Pixels are scaled from 0..255 to [0, 1]; then, by channel, the mean {list(data.mean)} is subtracted, and the rest
-divided by {list(data.std)}. The logits' classes, in order:
-
-{", ".join(data.classes)}
-
-## How it was trained
-
-{trained(subject)}
-## Load it
-
-With PyTorch, from the root of this exporter's repository, FOLDER being the folder of this file:
-
-```python
-from safetensors.torch import load_file
-from models import model_dict
-
-network = model_dict["{network.name}"](num_classes={len(data.classes)})
-network.load_state_dict(load_file("FOLDER/{weights}"))
-network.eval()
-```
-
-With onnxruntime, `pixels` being a NumPy array (batch, {shape}) of 0..255:
-
-```python
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("FOLDER/{model}")
-mean, std = (np.float32(x).reshape(1, {channels}, 1, 1) for x in ({list(data.mean)}, {list(data.std)}))
-images = (np.float32(pixels) / 255 - mean) / std
-(logits,) = session.run(["logits"], {{"images": images}})
-```
-"""
+    return render(
+        "card.md", name=network.name, data=data, height=height, width=width, weights=weights, model=model,
+        parameters=cost.parameters(network), flops=cost.flops(network, torch.zeros(1, 3, height, width)),
+        digests={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        test=metrics.summary(predictions.logits, predictions.labels), bins=metrics.BINS, date=time.strftime("%Y-%m-%d"),
+        torch=torch.__version__, command=shlex.join(["python", *sys.argv]), stated=stated, checked=checked,
+        difference=difference, tolerance=f"{ATOL:g} + {RTOL:g}·|logit|", record=loaded.record,
+        printable=printable,
+        settings={key: in_words(value) for key, value in loaded.settings.items() if key not in RESUME_IGNORED_OPTIONS},
+        result={key: in_words(value) for key, value in ((loaded.record and loaded.record.result) or {}).items()})
 
 
-def trained(subject: LoadedCheckpoint) -> str:
-    """What the run's args.json and result.json say, in Markdown."""
-    args, result = subject.record.args, subject.record.result
-    if not args:
-        return "The checkpoint lies in no folder of a run: nothing is known here of its training.\n"
-    lines = []
-    if "command" in args:
-        lines += [f"Begun {args.get('started')} at commit {args.get('commit')} by", "", f"    {args['command']}", ""]
-    if "loss" in args.get("facts", {}):
-        lines += [f"Loss: {args['facts']['loss']}", ""]
-    if result:
-        lines += [*_rows("of the run", result), ""]
-    settings = {key: value for key, value in subject.record.settings.items() if key not in RESUME_IGNORED_OPTIONS}
-    return "\n".join([*lines, *_rows("setting", settings)]) + "\n"
-
-
-def _rows(head, values):
-    return [f"| {head} | |", "| --- | --- |",
-            *(f"| {key} | {_words(value)} |".replace("\n", " ") for key, value in values.items())]
-
-
-def _words(value):
+def in_words(value) -> str:
+    """A value of args.json or result.json in a cell of a Markdown table."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(v)}" for key, v in value.items())
+        return ", ".join(f"{key} {in_words(v)}" for key, v in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_words, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        return ", ".join(map(in_words, value))
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

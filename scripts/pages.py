@@ -33,20 +33,3 @@ def _png(image: bytes) -> str:
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 _ENVIRONMENT.filters |= {"formula": formula, "prose": prose, "png": _png}
-
-
-# --- until scripts/analyze.py has a template of its own ---
-
-
-def page(title: str, parts: list[str]) -> str:
-    parts = [part for part in parts if not part.startswith("<h1>")]
-    return render("base.html", title=title).replace("</body>", "\n".join(parts) + "\n</body>")
-
-
-def figure(image: bytes, alt: str, caption: str) -> str:
-    return str(_ENVIRONMENT.get_template("parts.html").module.figure(image, alt, "")).replace(
-        "<figcaption></figcaption>", f"<figcaption>{caption}</figcaption>")
-
-
-def table(head: list[str], rows: list[list], text: int = 1, groups: tuple[tuple[str, int], ...] = ()) -> str:
-    return str(_ENVIRONMENT.get_template("parts.html").module.table(head, rows, text, groups))

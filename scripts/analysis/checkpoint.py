@@ -1,6 +1,6 @@
-"""What scripts/evaluate.py, export.py and analyze.py look at: a checkpoint, its run's record, a test set."""
+"""What scripts/evaluate.py, export.py, analyze.py and transfer.py read: a checkpoint, its run's record, a data set."""
+import contextlib
 import importlib.util
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -11,42 +11,40 @@ import torch
 import dataset
 from dataset import Data
 from helper.cli import device_of
-from helper.util.arguments import positive_int
+from helper.record.records import Record, read_run
+from helper.util.arguments import nonnegative_int, positive_int
 from helper.util.errors import UsageError
 from models import Checkpoint, Classifier, load_model
 
 
-class Record(NamedTuple):
-    """A run's folder and the content of args.json, result.json and log.jsonl; empty where there is no such file."""
-
-    folder: str
-    args: dict
-    result: dict
-    log: list
-
-    @property
-    def settings(self) -> dict:
-        return self.args.get("settings", {})
-
-
 class LoadedCheckpoint(NamedTuple):
-    """A checkpoint: its network, on a device and in evaluation mode, and the record of the run it lies in."""
+    """A checkpoint: its network, on a device and in evaluation mode, and the record of the run that it lies in."""
 
     path: str
     network: Classifier
     checkpoint: Checkpoint
-    record: Record
+    record: Record | None
+
+    @property
+    def settings(self) -> dict:
+        """The options of the run; empty where the file lies in no run's folder."""
+        return self.record.settings if self.record else {}
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """The flags that the three scripts share."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="one of a run here, a published one, or a state dict")
+    """The flags that the scripts share."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT",
+                        help="of a run here, a published one, a state dict; or torchvision:NAME, timm:NAME")
     parser.add_argument("--dataset", choices=dataset.LOADERS, metavar="NAME",
                         help="one of " + ", ".join(dataset.LOADERS) + " (default: the run's, else cifar100)")
     parser.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
+    parser.add_argument("--image_size", type=positive_int, metavar="N",
+                        help="imagenet, folder: height and width of the images (default: the run's, else 224)")
+    parser.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
+                        help="imagenet, folder: processes that read images")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     parser.add_argument("--batch_size", type=positive_int, default=256, metavar="N", help="images at a time")
-    # What is measured is measured in full float32.
+    # Measurements are in full float32.
     parser.set_defaults(deterministic=False, tf32="off")
 
 
@@ -57,56 +55,45 @@ def need(script: str, *packages: str) -> None:
         raise UsageError(f"{script} needs {', '.join(missing)}: pip install -r requirements-extras.txt")
 
 
-def open_subject(options: Namespace) -> tuple[LoadedCheckpoint, Data, torch.device]:
-    """The checkpoint that the command line names, the data set to look at it with, and the device.
+def open_checkpoint(options: Namespace) -> tuple[LoadedCheckpoint, Data, torch.device]:
+    """The checkpoint that the command line names, the data set to measure it on, and the device.
 
-    Raises UsageError, DataError, CheckpointError.
+    Raises UsageError, DataError, CheckpointError, ModelError.
     """
     device = device_of(options)
-    network, checkpoint = load_model(options.checkpoint)
-    record = read_record(os.path.dirname(options.checkpoint))
-    name = options.dataset or record.settings.get("dataset", "cifar100")
-    if name not in dataset.LOADERS:
-        raise UsageError(f"{record.folder}/args.json names the data set {name}, which is not here: give --dataset")
-    data = dataset.load(name, options.data_dir)
-    _check_classes(options.checkpoint, checkpoint, data)
-    return LoadedCheckpoint(options.checkpoint, network.to(device), checkpoint, record), data, device
+    # Libraries and data sets say on standard output what they fetch; that is for what is measured.
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded = load(options.checkpoint, device)
+        data = load_data(options, loaded)
+    check_classes(loaded, data)
+    return loaded, data, device
 
 
-def open_another(path: str, data: Data, device: torch.device) -> LoadedCheckpoint:
-    """A second checkpoint, to be held against the first. Raises UsageError, CheckpointError."""
+def load(path: str, device: torch.device) -> LoadedCheckpoint:
+    """The checkpoint in the file `path`, or of a library's name. Raises UsageError, CheckpointError, ModelError."""
     network, checkpoint = load_model(path)
-    _check_classes(path, checkpoint, data)
-    return LoadedCheckpoint(path, network.to(device), checkpoint, read_record(os.path.dirname(path)))
+    record = read_run(os.path.dirname(path)) if os.path.exists(path) else None
+    return LoadedCheckpoint(path, network.to(device), checkpoint, record)
 
 
-def _check_classes(path, checkpoint, data):
-    if checkpoint.num_classes != len(data.classes):
-        raise UsageError(f"{path} has {checkpoint.num_classes} classes, {data.name} has {len(data.classes)}: "
-                         "give the --dataset that it was trained on")
+def load_data(options: Namespace, loaded: LoadedCheckpoint) -> Data:
+    """The data set of `--dataset`, else that of the checkpoint's run. Raises UsageError, DataError."""
+    name = options.dataset or loaded.settings.get("dataset", "cifar100")
+    if name not in dataset.LOADERS:
+        raise UsageError(f"the run of {loaded.path} names the data set {name}, which is not here: give --dataset")
+    taken = dataset.SETTINGS.get(name, ())
+    if options.image_size and "image_size" not in taken:
+        raise UsageError(f"--image_size {options.image_size}: the images of {name} have one size; leave it out")
+    settings = {"image_size": options.image_size or loaded.settings.get("image_size"),
+                "num_workers": options.num_workers}
+    return dataset.load(name, options.data_dir, **{key: value for key, value in settings.items() if key in taken})
 
 
-def read_record(folder: str) -> Record:
-    """The record of the run in `folder`, as far as there is one. Raises UsageError for a damaged file."""
-    args, result = (_read(folder, name, json.loads, dict) or {} for name in ("args.json", "result.json"))
-    if not isinstance(args.get("settings", {}), dict):
-        raise UsageError(f"{os.path.join(folder, 'args.json')} is damaged: bring it back from a copy, or move it away")
-    lines = _read(folder, "log.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], list) or []
-    return Record(folder or ".", args, result, lines)
-
-
-def _read(folder, name, parse, kind):
-    path = os.path.join(folder, name)
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = parse(file.read())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, kind):
-        raise UsageError(f"{path} is damaged: bring it back from a copy, or move it away")
-    return content
+def check_classes(loaded: LoadedCheckpoint, data: Data) -> None:
+    """Raises UsageError where the network has another number of classes than the data set."""
+    if loaded.checkpoint.num_classes != len(data.classes):
+        raise UsageError(f"{loaded.path} has {loaded.checkpoint.num_classes} classes, {data.name} has "
+                         f"{len(data.classes)}: give the --dataset that it was trained on")
 
 
 def say(line: str) -> None:

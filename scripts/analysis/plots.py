@@ -1,6 +1,7 @@
-"""The pictures of scripts/analyze.py: each function draws what is already computed, and returns a figure.
+"""The pictures of scripts/analyze.py: pure functions of figures to PNG.
 
-Colours run from pale to dark, and networks differ by marker and line style as well, so that a grey print still reads.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; networks, loss terms and classes
+also differ by marker or dashes, so that a grey print still reads. Signed values have a diverging map, white at 0.
 Needs matplotlib (requirements-extras.txt).
 """
 import io
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from helper.util.errors import printable
 from scripts.analysis.metrics import Reliability
 
 STYLE = {
@@ -20,13 +22,15 @@ STYLE = {
     "ytick.major.width": 0.7, "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True,
     "legend.frameon": False, "figure.facecolor": "white",
 }
-SHADES = "YlGnBu"
-CATEGORIES = ("#1f6f8b", "#e08a3c", "#4b8f4b", "#b5443b", "#7d6bb0", "#8a6244", "#d77fb0", "#6f6f6f", "#b0b236",
-              "#3fb3c2")
+SIGNED, UNSIGNED = "RdBu_r", "Greys"
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+DASHES = ("--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 3)))
 MARKERS = "os^Dvp*XP<"
-WIDTH, RARE = 10.0, 0.01
-# colour, marker and line of each network's role in a comparison
-LOOKS = {"teacher": ("#4a4a4a", "|", "--"), "against": ("#d9822b", "o", "-"), "student": ("#0b6e8f", "D", "-")}
+WIDTH, RARE, QUIET = 10.0, 0.01, "#767676"
+# Colour, marker and dashes of each network's role in a comparison.
+LOOKS = {"teacher": (BLACK, "|", "--"), "against": (VERMILION, "o", "-."), "student": (BLUE, "D", "-")}
 
 
 class Look(NamedTuple):
@@ -48,6 +52,14 @@ class Layout(NamedTuple):
     order: list[int]
     names: list[str]
     groups: list[tuple[str, int, int]]
+
+    def part(self, most: int) -> "Layout":
+        """At most so many of the classes, evenly spaced in the order; without groups if any is left out."""
+        count = len(self.order)
+        if count <= most:
+            return self
+        kept = [k * count // most for k in range(most)]
+        return Layout([self.order[k] for k in kept], [self.names[k] for k in kept], [])
 
 
 def layout_of(classes: tuple[str, ...], superclasses: tuple[str, ...]) -> Layout:
@@ -73,7 +85,8 @@ def png(draw, *arguments) -> bytes:
 
 
 def _words(name):
-    return name.replace("_", " ")
+    """A class's name as text: matplotlib would read a formula between dollar signs."""
+    return printable(name).replace("_", " ").replace("$", r"\$")
 
 
 def _figure(width, height):
@@ -98,33 +111,35 @@ def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float
     runs: of each run its look and its trials' log lines, as many in each trial
     teacher: its look and its accuracy in percent
     """
-    figure = _figure(WIDTH, 3.7)
+    figure = _figure(WIDTH, 4.2)
     left, right = figure.subplots(1, 2)
     _, trials = runs[-1]
     terms, drawn = list(trials[0][0]["losses"]), []
     if len(terms) > 1:
-        drawn.append(_curve(left, trials, lambda line: line["loss"], "total", color="#222222", linewidth=1.6))
-    for term, colour, dashes in zip(terms, CATEGORIES, ("-", "--", "-.", ":", *"------"), strict=False):
-        drawn.append(_curve(left, trials, lambda line, term=term: line["losses"][term], term, color=colour,
-                            linewidth=1.3, linestyle=dashes))
-    drawn.append(_curve(left, trials, lambda line: line["test_loss"], "test cross-entropy", color="#999999",
-                        linewidth=1.3, linestyle=(0, (1, 1))))
-    left.set(title="loss terms (weighted), training", xlabel="epoch")
+        drawn.append(_curve(left, trials, lambda line: line["loss"], "total", color=BLACK, linewidth=1.6))
+    for i, term in enumerate(terms):
+        drawn.append(_curve(left, trials, lambda line, term=term: line["losses"][term], term, linewidth=1.4,
+                            color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)]))
+    drawn.append(_curve(left, trials, lambda line: line["test_loss"], "test cross-entropy", color=QUIET,
+                        linewidth=1.2))
+    left.set(title=f"loss terms (weighted) in training, {runs[-1][0].label}", xlabel="epoch", ylabel="loss")
     lowest, highest = np.nanmin(drawn), np.nanmax(drawn)
     if lowest > 0:  # VID's loss may be negative
-        # The limits follow the lines: on this scale a band may reach down without end.
-        left.set(yscale="log", ylim=(lowest / 2, highest * 2))
+        # The limits follow the lines: on this scale a band may reach down to 0.
+        left.set(yscale="log", ylim=(lowest / 1.5, highest * 1.5))
     for look, lines in runs:
-        _curve(right, lines, lambda line: line["test_top1"], f"{look.label}, test", color=look.colour, linewidth=1.6)
+        _curve(right, lines, lambda line: line["test_top1"], f"{look.label}, test", color=look.colour, linewidth=1.6,
+               linestyle=look.line)
         _curve(right, lines, lambda line: line["train_top1"], f"{look.label}, training", band=False,
                color=look.colour, linewidth=1.1, linestyle=":")
     if teacher:
         look, top1 = teacher
-        right.axhline(top1, color=look.colour, linewidth=1, linestyle="--", label=f"{look.label}, test")
-    right.set(title="top-1 accuracy, %", xlabel="epoch")
+        right.axhline(top1, color=look.colour, linewidth=1, linestyle=look.line, label=f"{look.label}, test")
+    right.set(title="top-1 accuracy", xlabel="epoch", ylabel="top-1 accuracy, %")
     for ax in (left, right):
         ax.grid(True)
-        ax.legend(loc="upper right" if ax is left else "lower right")
+        # Below the axes, where it covers no line.
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3 if ax is left else 2)
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -142,26 +157,30 @@ def _class_ticks(axis, layout, size):
 
 
 def _matrix(ax, values, layout, title, limits, size, ticks="xy"):
-    """A matrix over the classes, thin lines between superclasses; ticks: the axes that have names."""
-    image = ax.imshow(values, cmap=SHADES, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    """A matrix over the classes, thin lines between superclasses; ticks: the axes that have names.
+
+    limits: of the shades; those of signed values have 0 in their middle
+    """
+    image = ax.imshow(values, cmap=SIGNED if limits[0] < 0 else UNSIGNED, vmin=limits[0], vmax=limits[1],
+                      interpolation="nearest")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks([])
         if axis.axis_name in ticks:
             _class_ticks(axis, layout, size)
     for _, start, _ in layout.groups[1:]:
-        ax.axvline(start - 0.5, color="#ffffff", linewidth=0.6)
-        ax.axhline(start - 0.5, color="#ffffff", linewidth=0.6)
+        ax.axvline(start - 0.5, color="#bbbbbb", linewidth=0.5)
+        ax.axhline(start - 0.5, color="#bbbbbb", linewidth=0.5)
     ax.set_title(title)
-    ax.spines[:].set_visible(False)
+    ax.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.5)
     return image
 
 
-def _bar(figure, image, ax, **where):
+def _bar(figure, image, ax, label, **where):
     """The scale of an image; pointed where values lie beyond its end."""
     values, (low, high) = image.get_array(), image.get_clim()
     beyond = (bool(values.min() < low), bool(values.max() > high))
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
-    bar = figure.colorbar(image, ax=ax, extend=extend, **where)
+    bar = figure.colorbar(image, ax=ax, extend=extend, label=label, **where)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5)
 
@@ -170,18 +189,21 @@ def _ordered(matrix: Tensor, layout):
     return matrix[layout.order][:, layout.order].numpy()
 
 
-def _off_diagonal(values):
-    return values[~np.eye(len(values), dtype=bool)]
+def _most(matrices, percentile):
+    """The percentile of the sizes of what lies off the diagonals."""
+    sizes = [np.abs(values[~np.eye(len(values), dtype=bool)]) for values in matrices]
+    return max(np.nanpercentile(np.concatenate(sizes), percentile), 1e-9)
 
 
 def class_means(means: Tensor, layout: Layout, look: Look) -> Figure:
     """The class-mean logits (C, C), a class a row. The shades span what lies off the diagonal."""
     values = _ordered(means, layout)
-    figure = _figure(7.6, 6.6)
+    figure = _figure(7.6, 6.4)
     ax = figure.subplots()
-    limits = np.nanpercentile(_off_diagonal(values), (1, 99.7))
-    _bar(figure, _matrix(ax, values, layout, f"{look.label}: mean logit", limits, 7.5), ax, shrink=0.8, pad=0.02)
-    ax.set(xlabel="logit of", ylabel="test images of")
+    most = _most([values], 99.7)
+    image = _matrix(ax, values, layout, look.label, (-most, most), 7.5)
+    _bar(figure, image, ax, "mean logit", shrink=0.8, pad=0.02)
+    ax.set(xlabel="logit of class", ylabel="test images of class")
     return figure
 
 
@@ -196,17 +218,24 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
     gaps = [(look.label, np.abs(matrix - base)) for look, matrix in networks]
     figure = _figure(WIDTH + 1, 4.0)
     axes = figure.subplots(1, 3)
-    limits = np.nanpercentile(np.concatenate([_off_diagonal(matrix) for _, matrix in first]), (1, 99.5))
-    most = max(np.nanpercentile(_off_diagonal(gap), 99.5) for _, gap in gaps)
-    shown = [(f"{label}\nρ", matrix, limits) for label, matrix in first]
-    shown += [(f"{label}\n|ρ − ρ teacher|, mean {_off_diagonal(gap).mean():.3f}", gap, (0, most))
-              for label, gap in gaps]
+    most, widest = (_most([matrix for _, matrix in shown], 99.5) for shown in (first, gaps))
+    panels = [(label, matrix, (-most, most)) for label, matrix in first]
+    panels += [(f"{label} and the teacher,\nmean {_mean_off_diagonal(gap):.3f}", gap, (0, widest))
+               for label, gap in gaps]
     # The matrices are symmetric: names on the first one's rows are enough.
-    images = [_matrix(ax, matrix, layout, title, limit, 7, "y" if ax is axes[0] else "")
-              for ax, (title, matrix, limit) in zip(axes, shown, strict=True)]
-    for part in (slice(0, len(first)), slice(len(first), 3)):
-        _bar(figure, images[part][0], axes[part], location="bottom", shrink=0.6 / len(axes[part]), aspect=25, pad=0.03)
+    images = [_matrix(ax, matrix, layout, title, limits, 7, "y" if ax is axes[0] else "")
+              for ax, (title, matrix, limits) in zip(axes, panels, strict=True)]
+    axes[0].set_ylabel("class")
+    for ax in axes:
+        ax.set_xlabel("class")
+    for part, label in ((slice(0, len(first)), "correlation ρ"), (slice(len(first), 3), "|ρ − ρ of the teacher|")):
+        _bar(figure, images[part][0], axes[part], label, location="bottom", shrink=0.6 / len(axes[part]), aspect=25,
+             pad=0.03)
     return figure
+
+
+def _mean_off_diagonal(values):
+    return values[~np.eye(len(values), dtype=bool)].mean()
 
 
 def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
@@ -233,6 +262,7 @@ def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figu
         ax.tick_params(axis="y", length=0)
         ax.set_xlim(0, 1.04 * max(np.nanmax(value.numpy()) for _, value in networks))
     figure.supxlabel("spread within the class, $S_c$", fontsize=9)
+    figure.supylabel("class", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(networks))
     return figure
 
@@ -243,15 +273,14 @@ def spread_scatter(base: tuple[Look, list[Tensor]], network: tuple[Look, list[Te
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for ax, x, y, name in zip(panels, base[1], network[1], names, strict=True):
         x, y = x.numpy(), y.numpy()
-        top = 1.06 * np.nanmax([x, y])
-        ax.fill_between([0, top], [0, top], color="#f1f5f6", linewidth=0)
-        ax.plot([0, top], [0, top], color="#888888", linewidth=0.9)
+        top = 1.06 * max(np.nanmax([x, y]), 1e-9)
+        ax.fill_between([0, top], [0, top], color="#f0f0f0", linewidth=0)
+        ax.plot([0, top], [0, top], color=QUIET, linewidth=0.9)
         ax.plot(x, y, network[0].marker, color=network[0].colour, markersize=4.5, alpha=0.8, markeredgewidth=0,
                 clip_on=False)
-        below = f"{int((y < x).sum())} of {int(np.isfinite(x + y).sum())} classes"
-        ax.text(0.97, 0.04, f"smaller for {network[0].label}:\n{below}", transform=ax.transAxes, ha="right",
-                va="bottom", fontsize=8)
-        ax.set(title=name, xlabel=base[0].label, ylabel=network[0].label, xlim=(0, top), ylim=(0, top), aspect="equal")
+        below = f"smaller for {network[0].label} in {int((y < x).sum())} of {int(np.isfinite(x + y).sum())} classes"
+        ax.set(title=f"{name}\n{below}", xlabel=base[0].label, ylabel=network[0].label, xlim=(0, top), ylim=(0, top),
+               aspect="equal")
     return figure
 
 
@@ -261,10 +290,9 @@ def tsne(networks: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list
     for ax, (look, points) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         for k, name in enumerate(names):
             own = points[which == k]
-            ax.plot(own[:, 0], own[:, 1], MARKERS[k % len(MARKERS)], color=CATEGORIES[k % len(CATEGORIES)],
+            ax.plot(own[:, 0], own[:, 1], MARKERS[k % len(MARKERS)], color=COLOURS[k % len(COLOURS)],
                     markersize=4, markeredgewidth=0, alpha=0.8, linestyle="none", label=name)
-        ax.set(title=look.label, xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+        ax.set(title=look.label, xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     legend = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(names)))
     for handle in legend.legend_handles:
         handle.set_markersize(6)
@@ -283,16 +311,16 @@ def reliability(networks: list[tuple[Look, Reliability, float]]) -> Figure:
         middle, width = (edges[1:] + edges[:-1]) / 2, 0.92 * edges[1]
         accuracy, confidence = bins.accuracy.numpy(), bins.confidence.numpy()
         share = (bins.count / bins.count.sum()).numpy()
-        for rare, alpha in ((False, 0.9), (True, 0.3)):
+        for rare, alpha in ((False, 0.5), (True, 0.2)):
             part = (share < RARE) == rare
             upper.bar(middle[part], accuracy[part], width, color=look.colour, alpha=alpha, linewidth=0,
                       label=None if rare else "accuracy")
         upper.hlines(confidence, middle - width / 2, middle + width / 2, color="#111111", linewidth=1.6,
                      label="mean confidence")
         upper.vlines(middle, accuracy, confidence, color="#111111", linewidth=0.8, label="gap")
-        upper.plot([0, 1], [0, 1], color="#777777", linewidth=0.9, linestyle="--")
+        upper.plot([0, 1], [0, 1], color=QUIET, linewidth=0.9, linestyle="--")
         upper.set(title=f"{look.label}\nECE {error:.3f}", xlim=(0, 1), ylim=(0, 1))
-        lower.bar(middle, 100 * share, width, color="#9a9a9a")
+        lower.bar(middle, 100 * share, width, color=QUIET)
         lower.set(xlabel="confidence (largest probability)")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("% of images")

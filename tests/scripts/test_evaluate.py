@@ -8,7 +8,6 @@ import torch
 import dataset
 from models import load_model, model_dict
 from scripts.analysis import cost
-from scripts.analysis.checkpoint import read_record
 from scripts.analysis.metrics import numbered
 from scripts.evaluate import columns_of, measure, rows
 from tests.support import scripts
@@ -82,7 +81,7 @@ def test_superclasses_are_those_of_the_data(cifar_server, tmp_path):
 def read_subject(name):
     from models import Checkpoint
     from scripts.analysis.checkpoint import LoadedCheckpoint
-    return LoadedCheckpoint("x.pth", model_dict[name](num_classes=100), Checkpoint({}), read_record("nowhere"))
+    return LoadedCheckpoint("x.pth", model_dict[name](num_classes=100), Checkpoint({}), None)
 
 
 def test_flops_are_twice_the_products_of_convolutions_and_classifier():
