@@ -29,6 +29,9 @@ class Setup:
     student_name, teacher_name: the models' names, for messages
     labels: (n,) int64, the labels of the training set
     num_classes: the number of classes
+    teacher_classifier: (C, width), the weight of the teacher's last layer; None where it has no such layer
+    teacher_classes: (name, f) -> f(the teacher's pooled vectors of the training images as they are, (n, width), their
+        labels, C), a (C, C) tensor that is computed once for a teacher and a data set, and kept under the name
     """
 
     student: Outputs
@@ -37,6 +40,8 @@ class Setup:
     teacher_name: str
     labels: Tensor
     num_classes: int
+    teacher_classifier: Tensor | None = None
+    teacher_classes: Callable[[str, Callable[[Tensor, Tensor, int], Tensor]], Tensor] | None = None
 
 
 class Flag(NamedTuple):
@@ -139,7 +144,8 @@ class Method(Term):
         """Raises MethodError where one of the networks does not offer what the method reads of both."""
         super().__init__()
         for network, outputs in ((setup.student_name, setup.student), (setup.teacher_name, setup.teacher)):
-            missing = [name for name in sorted(self.reads | self.stage_reads) if not outputs.holds(name)]
+            # The second view is the data's to give.
+            missing = [name for name in sorted((self.reads | self.stage_reads) - {"strong"}) if not outputs.holds(name)]
             if missing:
                 raise MethodError(f"{self.name} reads {' and '.join(missing)} of both networks, and {network} does not "
                                   "offer that: take another network, or a method that reads logits alone, such as "

@@ -17,6 +17,14 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def average_pool(f: Tensor, size: int) -> Tensor:
+    """(B, channels, height, width) average-pooled to size x size."""
+    height, width = f.shape[2:]
+    if height % size == 0 and width % size == 0:  # adaptive pooling has no deterministic gradient on CUDA
+        return F.avg_pool2d(f, (height // size, width // size))
+    return F.adaptive_avg_pool2d(f, size)
+
+
 def check_stages(setup: Setup, name: str) -> None:
     """Raise MethodError where the networks have different numbers of stages, which `name` has to pair."""
     s, t = len(setup.student.stages), len(setup.teacher.stages)

@@ -24,6 +24,21 @@ def log_softmax_without(logits: Tensor, labels: Tensor, temperature: float = 1.0
     return log_softmax(others, temperature)
 
 
+def log_softmax_over(logits: Tensor, keep: Tensor, temperature: float = 1.0) -> Tensor:
+    """The same over the classes that `keep`, (B, C) bool, says, renormalised; the others' entries are LOG_FLOOR.
+
+    Each row keeps one class or more.
+    """
+    return log_softmax(logits.float().masked_fill(~keep, -torch.inf), temperature)
+
+
+def log_binary(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, 2): log-probability of the target, and of all other classes together."""
+    log_p = log_softmax(logits, temperature)
+    others = log_p.scatter(1, target[:, None], -torch.inf).logsumexp(1)
+    return torch.stack([log_p.gather(1, target[:, None]).squeeze(1), others], dim=1)
+
+
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) over the last dimension, of log-probabilities as log_softmax gives them."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)

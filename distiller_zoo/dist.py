@@ -9,17 +9,19 @@ Settings: the authors' for CIFAR-100 (T 4, both weights 2, cross-entropy 1).
 from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method
-from distiller_zoo._logits import log_softmax, standardise
+from distiller_zoo._logits import log_softmax
 from helper.util.arguments import positive_float
 
 __all__ = ["DIST"]
+
+EPSILON = 1e-8
 
 
 class DIST(nn.Module):
     """The inter-class and the intra-class relation (Huang et al. 2022, section 4).
 
-    Pearson's correlation with a constant row or column, such as a class that no image of the batch
-    resembles, is 0.
+    Pearson's correlation has 1e-8 added to the product of the norms, as the authors have it: with a constant row or
+    column, such as a class that no image of the batch resembles, it is 0.
     """
 
     def __init__(self, beta: float = 2.0, gamma: float = 2.0, tau: float = 4.0):
@@ -35,7 +37,8 @@ class DIST(nn.Module):
 
 def _correlation(a, b):
     """Pearson's, of each row of a with that of b."""
-    return (standardise(a) * standardise(b)).sum(1) / max(a.shape[1] - 1, 1)
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPSILON)
 
 
 class StrongerTeacher(Method):

@@ -3,11 +3,10 @@
 Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022.
 T^2 * (alpha * TCKD + beta * NCKD), batch mean.
 """
-import torch
 from torch import Tensor, nn
 
 from distiller_zoo._base import Method
-from distiller_zoo._logits import kl, log_softmax, log_softmax_without
+from distiller_zoo._logits import kl, log_binary, log_softmax_without
 from distiller_zoo.kd import LOGIT_STD, TEMPERATURE, preparation
 
 __all__ = ["DKD"]
@@ -24,17 +23,15 @@ class DKD(nn.Module):
     def forward(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor,
                 alpha: float, beta: float, temperature: float) -> Tensor:
         """logits (B, C), target (B,) int64; a scalar."""
-        tckd = kl(_binary(logits_teacher, target, temperature), _binary(logits_student, target, temperature))
-        nckd = kl(log_softmax_without(logits_teacher, target, temperature),
-                  log_softmax_without(logits_student, target, temperature))
-        return (alpha * tckd + beta * nckd).mean() * temperature**2
+        return dkd_of_rows(logits_student, logits_teacher, target, alpha, beta, temperature).mean()
 
 
-def _binary(logits, target, temperature):
-    """(B, 2): log-probability of the label, and of all other classes together."""
-    log_p = log_softmax(logits, temperature)
-    others = log_p.scatter(1, target[:, None], -torch.inf).logsumexp(1)
-    return torch.stack([log_p.gather(1, target[:, None]).squeeze(1), others], dim=1)
+def dkd_of_rows(logits_student, logits_teacher, target, alpha, beta, temperature) -> Tensor:
+    """The loss of each row, (B,)."""
+    tckd = kl(log_binary(logits_teacher, target, temperature), log_binary(logits_student, target, temperature))
+    nckd = kl(log_softmax_without(logits_teacher, target, temperature),
+              log_softmax_without(logits_student, target, temperature))
+    return (alpha * tckd + beta * nckd) * temperature**2
 
 
 class DecoupledKD(Method):

@@ -55,7 +55,6 @@ class FlowOfSolution(Method):
     name = "fsp"
     paper = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
     formula = "first stage: b · Σ MSE of the flow matrices of consecutive features; then CE (and KD) alone"
-    beta = 50.0
     in_main = False
     stage_reads = frozenset({"stem", "stages"})
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method, MethodError
-from distiller_zoo._layers import check_stages
+from distiller_zoo._layers import average_pool, check_stages
 from helper.util import distributed
 from helper.util.arguments import nonnegative_int
 
@@ -70,18 +70,10 @@ class HCL(nn.Module):
         return sum(self._pair(s, t) for s, t in zip(f_s, f_t, strict=True))
 
     def _pair(self, s, t):
-        pairs = [(s, t)] + [(_pool(s, level), _pool(t, level)) for level in LEVELS if level < s.shape[2]]
+        pairs = [(s, t)] + [(average_pool(s, level), average_pool(t, level)) for level in LEVELS if level < s.shape[2]]
         weights = [0.5**i for i in range(len(pairs))]
         errors = [weight * F.mse_loss(*pair) for weight, pair in zip(weights, pairs, strict=True)]
         return sum(errors) / sum(weights)
-
-
-def _pool(f, level):
-    """Average-pooled to level x level."""
-    height, width = f.shape[2:]
-    if height % level == 0 and width % level == 0:  # adaptive pooling has no deterministic gradient on CUDA
-        return F.avg_pool2d(f, (height // level, width // level))
-    return F.adaptive_avg_pool2d(f, level)
 
 
 class KnowledgeReview(Method):

@@ -1,6 +1,7 @@
 """What every network of this repository returns, and how it is called."""
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.util.errors import UserError
@@ -13,13 +14,17 @@ class ModelError(UserError):
 class Outputs(NamedTuple):
     """The named outputs of a network for a batch of B images.
 
-    A source that does not hold a field (a cache of logits, say) leaves it empty.
+    A source that does not hold a field (a cache of logits, say) leaves it empty; `cam` and `strong` are computed only
+    when asked for.
 
     logits: (B, classes)
     pooled: (B, width), the vector that the classifier reads
     stages: the feature maps of the stages, each (B, channels, height, width), without the stem
     preacts: the same maps before the last ReLU of their stage (see each family's docstring)
     stem: (B, channels, height, width), the map that the first stage reads
+    last: (B, channels, height, width), the map whose mean over the places is `pooled`
+    cam: (B, classes, height, width), the classifier's weight, without its bias, applied at each place of `last`
+    strong: (B, classes), the logits of the strongly augmented second view of the same images (Batch.strong)
     """
 
     logits: Tensor | None = None
@@ -27,6 +32,9 @@ class Outputs(NamedTuple):
     stages: tuple[Tensor, ...] = ()
     preacts: tuple[Tensor, ...] = ()
     stem: Tensor | None = None
+    last: Tensor | None = None
+    cam: Tensor | None = None
+    strong: Tensor | None = None
 
     def holds(self, field: str) -> bool:
         """Whether that field is not empty."""
@@ -41,9 +49,12 @@ class Classifier(nn.Module):
     and wrappers (DistributedDataParallel, torch.compile) see every forward pass.
 
     name: the network's name in `model_dict`, for messages and records
+    after_stages: the names of the modules between the last stage and the mean over the places, the published "feature
+        modules" being all before them
     """
 
     head_name = "fc"
+    after_stages: tuple[str, ...] = ()
 
     def __init__(self, name: str = ""):
         super().__init__()
@@ -53,20 +64,31 @@ class Classifier(nn.Module):
         """All named outputs for images x: (B, 3, height, width)."""
         raise NotImplementedError(f"{type(self).__name__} does not implement outputs")
 
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False, named: bool = False):
-        """The logits; with `named`, the Outputs; with `is_feat`, the published pair.
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False, named: bool = False, cam: bool = False):
+        """The logits; with `named`, the Outputs, with `cam` where asked; with `is_feat`, the published pair.
 
         The published pair is (features, logits), features the list [stem, stages..., pooled];
         with `preact` the stages are those before their last ReLU.
         """
         out = self.outputs(x)
         if named:
-            return out
+            return out._replace(cam=self._cam(out)) if cam else out
         if is_feat:
             return [out.stem, *(out.preacts if preact else out.stages), out.pooled], out.logits
         return out.logits
 
+    def _cam(self, out):
+        classifier = self.classifier_layer()
+        if out.last is None or classifier is None:
+            return None
+        return F.conv2d(out.last, classifier.weight[:, :, None, None])
+
+    def classifier_layer(self) -> nn.Linear | None:
+        """The linear layer that maps the pooled vector to the logits; None where there is none."""
+        head = getattr(self, self.head_name)
+        return head if isinstance(head, nn.Linear) else head[-1]
+
     def feature_parameters(self):
-        """The parameters of everything before the classifier (the last layer)."""
-        head = {id(p) for p in getattr(self, self.head_name).parameters()}
-        return [p for p in self.parameters() if id(p) not in head]
+        """The parameters of the layers up to the last stage, which a method's first stage trains."""
+        rest = {id(p) for name in (self.head_name, *self.after_stages) for p in getattr(self, name).parameters()}
+        return [p for p in self.parameters() if id(p) not in rest]

@@ -71,6 +71,9 @@ class Wrapped(Classifier):
             stem=seen.get("stem"),
         )
 
+    def classifier_layer(self):
+        return self.network.get_submodule(self.head) if self.head is not None else None
+
     def feature_parameters(self):
         """The parameters of everything before the last linear layer; all of them where there is none."""
         head = {id(p) for p in self.network.get_submodule(self.head).parameters()} if self.head is not None else ()

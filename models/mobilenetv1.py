@@ -47,7 +47,8 @@ class MobileNetOne(Classifier):
                 preacts.append(preact)
         pooled = global_average(x)
         return Outputs(
-            logits=self.fc(pooled), pooled=pooled, stages=tuple(stages), preacts=tuple(preacts), stem=stem)
+            logits=self.fc(pooled), pooled=pooled, stages=tuple(stages), preacts=tuple(preacts), stem=stem,
+            last=x)
 
 
 def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:

@@ -53,6 +53,7 @@ class MobileNet(Classifier):
     """MobileNetV2 of the given expansion factor and width multiplier."""
 
     head_name = "classifier"
+    after_stages = ("conv2",)
 
     def __init__(self, name: str, expansion: int, width: float, num_classes: int):
         super().__init__(name)
@@ -80,13 +81,15 @@ class MobileNet(Classifier):
             x = group(x)
             if i in STAGE_ENDS:
                 stages.append(x)
-        pooled = global_average(self.conv2(x))
+        last = self.conv2(x)
+        pooled = global_average(last)
         return Outputs(
             logits=self.classifier(pooled),
             pooled=pooled,
             stages=tuple(stages),
             preacts=tuple(stages),
             stem=stem,
+            last=last,
         )
 
 

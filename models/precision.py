@@ -30,13 +30,25 @@ class Precision:
             network.compile()
         return network
 
-    def outputs(self, network: Classifier, images: Tensor, fields: frozenset[str]) -> Outputs:
-        """The network's outputs that `fields` names, in float32; images (B, 3, height, width) float32."""
+    def outputs(self, network: Classifier, images: Tensor, fields: frozenset[str],
+                strong: Tensor | None = None) -> Outputs:
+        """The network's outputs that `fields` names, in float32; images (B, 3, height, width) float32.
+
+        strong: the images of the second view, of which the field of that name is computed, by a pass of its own: batch
+            norm sees each view by itself, as published
+        """
+        out = Outputs()
+        if fields - {"strong"}:
+            out = self._pass(network, images, "cam" in fields)
+        if "strong" in fields:
+            out = out._replace(strong=self._pass(network, strong, False).logits)
+        return Outputs(**{name: _float(getattr(out, name)) for name in fields})
+
+    def _pass(self, network, images, cam):
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            out = network(images, named=True)
-        return Outputs(**{name: _float(getattr(out, name)) for name in fields})
+            return network(images, named=True, cam=cam)
 
     def in_words(self, device: torch.device) -> str:
         """What a run says of it, as 'float32 with TF32 convolutions, channels_last'."""

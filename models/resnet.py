@@ -67,6 +67,7 @@ class ResNet(Classifier):
             stages=(stage1, stage2, stage3),
             preacts=(preact1, preact2, preact3),
             stem=stem,
+            last=stage3,
         )
 
 

@@ -67,6 +67,7 @@ class BottleneckResNet(Classifier):
             stages=(stage1, stage2, stage3, stage4),
             preacts=(preact1, preact2, preact3, preact4),
             stem=stem,
+            last=stage4,
         )
 
 

@@ -76,6 +76,7 @@ class ShuffleNet(Classifier):
             stages=(stage1, stage2, stage3),
             preacts=(preact1, preact2, preact3),
             stem=stem,
+            last=stage3,
         )
 
 

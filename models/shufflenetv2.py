@@ -2,8 +2,8 @@
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", ECCV 2018.
 
-Pre-activations: a stage's last map before its ReLU, with its channels in the order of the stage's
-(shuffled); the half that the last block passes through has had its ReLU before.
+Pre-activations: a stage's last map before its ReLU and before its channels are shuffled, as published; the half
+that the last block passes through has had its ReLU before.
 Initialisation: PyTorch's defaults throughout.
 """
 import torch
@@ -20,7 +20,7 @@ WIDTH_LAST = 1024
 
 
 class BasicUnit(nn.Module):
-    """Half of the channels pass 1×1, depthwise 3×3, 1×1; (B, c, h, w) -> (B, c, h, w), before the ReLU.
+    """Half of the channels pass 1×1, depthwise 3×3, 1×1; (B, c, h, w) -> (B, c, h, w), before ReLU and shuffle.
 
     The stage's ReLU then covers both halves; the untouched one is non-negative already, so that it and
     its gradient stay as they are.
@@ -41,11 +41,11 @@ class BasicUnit(nn.Module):
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
-        return shuffle_channels(torch.cat([kept, out], dim=1), 2)
+        return torch.cat([kept, out], dim=1)
 
 
 class DownUnit(nn.Module):
-    """Two branches of stride 2 side by side: (B, c, h, w) -> (B, width, h/2, w/2), before the ReLU."""
+    """Two branches of stride 2 side by side: (B, c, h, w) -> (B, width, h/2, w/2), before ReLU and shuffle."""
 
     def __init__(self, width_in: int, width: int):
         super().__init__()
@@ -67,13 +67,24 @@ class DownUnit(nn.Module):
         right = F.relu(self.bn3(self.conv3(x)))
         right = self.bn4(self.conv4(right))
         right = self.bn5(self.conv5(right))
-        return shuffle_channels(torch.cat([left, right], dim=1), 2)
+        return torch.cat([left, right], dim=1)
+
+
+class ShuffledStage(Stage):
+    """Blocks in a row, each followed by ReLU and the shuffle of both halves' channels."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self:
+            preact = block(x)
+            x = shuffle_channels(F.relu(preact), 2)
+        return x, preact
 
 
 class ShuffleNetV2(Classifier):
     """The ShuffleNetV2 of this module's header."""
 
     head_name = "linear"
+    after_stages = ("conv2", "bn2")
 
     def __init__(self, name: str, num_classes: int):
         super().__init__(name)
@@ -91,18 +102,20 @@ class ShuffleNetV2(Classifier):
         stage1, preact1 = self.layer1(stem)
         stage2, preact2 = self.layer2(stage1)
         stage3, preact3 = self.layer3(stage2)
-        pooled = global_average(F.relu(self.bn2(self.conv2(stage3))))
+        last = F.relu(self.bn2(self.conv2(stage3)))
+        pooled = global_average(last)
         return Outputs(
             logits=self.linear(pooled),
             pooled=pooled,
             stages=(stage1, stage2, stage3),
             preacts=(preact1, preact2, preact3),
             stem=stem,
+            last=last,
         )
 
 
 def _stage(width_in: int, width: int, blocks: int) -> Stage:
-    return Stage(DownUnit(width_in, width), *(BasicUnit(width) for _ in range(blocks)))
+    return ShuffledStage(DownUnit(width_in, width), *(BasicUnit(width) for _ in range(blocks)))
 
 
 def ShuffleV2(num_classes: int = 100) -> ShuffleNetV2:

@@ -54,6 +54,7 @@ class VGG(Classifier):
             stages=(stage1, stage2, stage3, stage4),
             preacts=(preact1, preact2, preact3, preact4),
             stem=stem,
+            last=stage4,
         )
 
 

@@ -57,6 +57,7 @@ class WideResNet(Classifier):
     """A wide ResNet of `depth` layers, `widen` times the channels 16, 32, 64 in its groups."""
 
     head_name = "fc"
+    after_stages = ("bn1",)
 
     def __init__(self, name: str, depth: int, widen: int, num_classes: int):
         super().__init__(name)
@@ -78,13 +79,15 @@ class WideResNet(Classifier):
         stage2, preact1 = self.block2(stage1)
         stage3, preact2 = self.block3(stage2)
         preact3 = self.bn1(stage3)
-        pooled = global_average(F.relu(preact3))
+        last = F.relu(preact3)
+        pooled = global_average(last)
         return Outputs(
             logits=self.fc(pooled),
             pooled=pooled,
             stages=(stage1, stage2, stage3),
             preacts=(preact1, preact2, preact3),
             stem=stem,
+            last=last,
         )
 
 

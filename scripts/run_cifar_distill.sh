@@ -42,7 +42,7 @@ student --distill rkd -a 0 -b 1
 student --distill pkt -a 0 -b 30000
 student --distill abound -a 0 -b 1
 student --distill factor -a 0 -b 200
-student --distill fsp -a 0 -b 50
+student --distill fsp -a 0 -b 1
 student --distill nst -a 0 -b 50
 student --distill kdsvd -a 0 -b 1   # no weight is published
 student --distill crd -a 0 -b 0.8
@@ -57,6 +57,11 @@ student --distill ctkd -r 0.1 -a 0.9 -b 0
 student --distill dist -r 1 -a 0 -b 2
 student --distill mlkd -r 0.1 -a 0 -b 0.9
 student --distill reviewkd -r 1 -a 0 -b 5
+student --distill sdd -r 1 -a 1 -b 8 --sdd_M 1,2
+student --distill catkd -r 1 -a 0 -b 15 --cat_size 2 --cat_norm off
+student --distill norm -r 0.1 -a 0 -b 1
+student --distill rld -r 1 -a 1 -b 8
+student --distill ldrld -r 1 -a 10.5 -b 7
 
 echo
 $python scripts/summary.py --save_dir "$SAVE_DIR"

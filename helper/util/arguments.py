@@ -43,6 +43,17 @@ def positive_list(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers above 0, such as 2,3,4.5") from None
 
 
+def size_list(text: str) -> list[int]:
+    """'1,2,4' -> [1, 2, 4]."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if any(size < 1 for size in sizes) or sizes != sorted(set(sizes)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of increasing sizes, such as 1,2,4")
+    return sizes
+
+
 def trial_name(text: str) -> str:
     """A trial's name: it ends the name of the run's folder."""
     if not text or text in (".", "..") or any(c in "/\\\0" or not c.isprintable() for c in text) or len(text) > 80:

@@ -17,7 +17,7 @@ from tests.support import scripts
 CLASSES, SAMPLES = 10, 60
 # What each method trains beside the student, by the first part of its parameters' names.
 TRAINED = {"hint": {"regressor"}, "correlation": {"embed_s", "embed_t"}, "vid": {"losses"}, "crd": {"loss"},
-           "factor": {"translator"}, "ctkd": {"loss"}, "reviewkd": {"fusions"}}
+           "factor": {"translator"}, "ctkd": {"loss"}, "reviewkd": {"fusions"}, "norm": {"expand"}}
 STAGED = {"factor": "paraphraser", "abound": "boundaries", "fsp": "flows"}
 
 
@@ -34,7 +34,7 @@ def networks(student="resnet8", teacher="resnet14"):
 def setup_of(student, teacher):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        outputs = [network.eval()(images, named=True) for network in (student, teacher)]
+        outputs = [network.eval()(images, named=True, cam=True) for network in (student, teacher)]
     return Setup(*outputs, student.name, teacher.name, torch.arange(SAMPLES) % CLASSES, CLASSES)
 
 
@@ -45,8 +45,8 @@ def pair():
     index = torch.randperm(SAMPLES)[:12]
     batch = Batch(torch.randn(12, 3, 32, 32), index % CLASSES, index, None)
     setup = setup_of(student, teacher)
-    out_s = student.train()(batch.images, named=True)
-    everything = frozenset({"logits", "pooled", "stages", "preacts", "stem"})
+    out_s = student.train()(batch.images, named=True, cam=True)
+    everything = frozenset({"logits", "pooled", "stages", "preacts", "stem", "cam"})
     return student, teacher, setup, batch, out_s, LiveTeacher(teacher, everything)(batch)
 
 
@@ -69,11 +69,11 @@ def value(term, pair):
     return term(out_s, out_t, batch)
 
 
-def test_all_seventeen_of_the_published_code_are_there_and_four_more():
+def test_all_seventeen_of_the_published_code_are_there_and_later_ones():
     published = {name for name, method in METHODS.items() if method.in_published_code}
     assert published == {"kd", "dkd", "nkd", "wttm", "hint", "attention", "nst", "similarity", "rkd", "pkt",
                          "correlation", "vid", "kdsvd", "crd", "factor", "abound", "fsp"}
-    assert set(METHODS) - published == {"ctkd", "dist", "mlkd", "reviewkd"}
+    assert set(METHODS) - published == {"catkd", "ctkd", "dist", "ldrld", "mlkd", "norm", "reviewkd", "rld", "sdd"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -93,7 +93,7 @@ def test_its_weight_acts(name, pair):
     flag = "-a" if METHODS[name].beta is None else "-b"
     one, two, three = (value(term_of(name, pair, flag, weight), pair).item() for weight in ("1", "2", "3"))
     assert three - two == pytest.approx(two - one, rel=1e-3) and two != one
-    if name not in ("nkd", "dkd"):  # those two have a part that b does not weight
+    if name not in ("nkd", "dkd", "rld", "ldrld", "sdd"):  # these have a part that b does not weight
         assert two == pytest.approx(2 * one, rel=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_its_trainable_parts_get_gradients_and_its_frozen_ones_none(name, pair):
     trained = {key.split(".", 2)[2].split(".")[0] for key, p in objective.named_parameters() if p.requires_grad}
     assert trained == TRAINED.get(name, set())
     student.zero_grad()
-    sum(objective(student(batch.images, named=True), out_t, batch).values()).backward()
+    sum(objective(student(batch.images, named=True, cam=True), out_t, batch).values()).backward()
     for key, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
@@ -208,7 +208,7 @@ def test_it_serves_other_families_or_says_why_not(name, student, teacher):
         method = METHODS[name](setup, options(name))
     except MethodError as refused:
         assert student.name in str(refused) and teacher.name in str(refused)
-        assert name in ("kdsvd", "fsp", "abound", "hint")
+        assert name in ("kdsvd", "fsp", "abound", "hint", "norm")
         return
     term = method if method.in_main else method.stage(student).term
     term.train()

@@ -9,6 +9,7 @@ from tests.golden import recipe
 
 HERE = Path(__file__).parent
 LOSSES = json.loads((HERE / "losses.json").read_text())
+LATER = json.loads((HERE / "later.json").read_text())
 A = recipe.tensor
 
 
@@ -25,3 +26,16 @@ def check(case, loss, *students):
     assert loss.item() == pytest.approx(golden["loss"], rel=1e-4)
     assert [g.norm().item() for g in grads] == pytest.approx(golden["grad_norm"], rel=1e-4)
     assert [g.flatten()[0].item() for g in grads] == pytest.approx(golden["grad_first"], rel=1e-4, abs=1e-12)
+
+
+def check_later(case, loss, *students):
+    """As check, for the case `a/case` of later.json, and the gradients' products with fixed directions."""
+    golden = LATER[f"a/{case}"]
+    grads = torch.autograd.grad(loss, students)
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-4)
+    norms = [g.norm().item() for g in grads]
+    dots = [(g * A(f"a/probe{i}", tuple(g.shape) or (1,))).sum().item() for i, g in enumerate(grads)]
+    assert norms == pytest.approx(golden["grad_norm"], rel=1e-4)
+    assert dots == pytest.approx(golden["grad_dot"], rel=1e-4)
+    for g, first, norm in zip(grads, golden["grad_first"], golden["grad_norm"], strict=True):
+        assert g.flatten()[0].item() == pytest.approx(first, rel=1e-4, abs=1e-6 * norm)

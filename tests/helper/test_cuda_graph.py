@@ -68,7 +68,7 @@ def train(method, take_by, epochs=3, ahead=1):
     student, teacher = (model_dict[name](num_classes=10) for name in ("resnet8", "resnet8"))
     options = student_options(["--path_t", "t", "--distill", method, "--avg", "2", "--learning_rate", "0.01"])
     with torch.no_grad():
-        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher)]
+        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True, cam=True) for network in (student, teacher)]
     setup = Setup(*outputs, student.name, teacher.name, views.labels, 10)
     built = METHODS[method](setup, options)
     stage = built.stage(student)

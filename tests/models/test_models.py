@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import Outputs, model_dict
+from models._layers import shuffle_channels
 from models.resnet import ResNet
 from models.wrn import WideResNet
 from tests.golden.recipe import fill, model_input
@@ -85,6 +86,8 @@ def test_a_stage_is_the_relu_of_its_preactivation(name):
         if name.startswith("wrn"):
             bn = [network.block2.layer[0].bn1, network.block3.layer[0].bn1, network.bn1][i]
             assert torch.equal(preact, bn(stage))
+        elif name == "ShuffleV2":
+            assert torch.equal(stage, shuffle_channels(F.relu(preact), 2))
         else:
             assert torch.equal(stage, F.relu(preact))
 
@@ -159,15 +162,41 @@ def test_preactivations_and_features_carry_gradients(name):
     assert all(p.grad is not None for p in network.feature_parameters())
 
 
+# The published feature modules end with the last stage.
+AFTER_STAGES = {"wrn": ("bn1.",), "ShuffleV2": ("conv2.", "bn2."), "MobileNetV2": ("conv2.",)}
+
+
 @every_model
-def test_feature_parameters_leave_out_the_last_layer_only(name):
+def test_feature_parameters_are_those_up_to_the_last_stage(name):
     with torch.device("meta"):
         network = model_dict[name](num_classes=11)
     names = {id(p): key for key, p in network.named_parameters()}
     kept = [names[id(p)] for p in network.feature_parameters()]
-    last = FACTS[name]["state_dict"][-2:]  # weight and bias of the linear layer
-    assert kept == [key for key in names.values() if key not in {last[0][0], last[1][0]}]
-    assert len(kept) == len(names) - 2
+    last = tuple(key for key, _ in FACTS[name]["state_dict"][-2:])  # weight and bias of the linear layer
+    last += AFTER_STAGES.get("wrn" if "wrn" in name else name, ())
+    assert kept == [key for key in names.values() if not key.startswith(last)]
+    assert len(kept) <= len(names) - 2
+
+
+@one_per_family
+def test_the_cam_is_the_classifier_at_each_place_of_the_last_map(name):
+    network = model_dict[name](num_classes=5)
+    network.load_state_dict(fill(network.state_dict()))
+    out = network.eval()(model_input(), named=True, cam=True)
+    classifier = network.classifier_layer()
+    assert out.cam.shape == (2, 5, *out.last.shape[2:])
+    torch.testing.assert_close(out.last.mean((2, 3)), out.pooled, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out.cam.mean((2, 3)) + classifier.bias, out.logits, atol=1e-4, rtol=1e-4)
+    expected = out.last[1, :, 0, 0] @ classifier.weight.T
+    torch.testing.assert_close(out.cam[1, :, 0, 0], expected, atol=1e-4, rtol=1e-4)
+    assert network(model_input(), named=True).cam is None
+
+
+def test_shufflev2s_preactivations_come_before_the_channels_are_shuffled():
+    out = filled("ShuffleV2")(model_input(), named=True)
+    for preact in out.preacts:
+        passed_through, own = preact.chunk(2, dim=1)
+        assert passed_through.min() >= 0 and own.min() < 0
 
 
 @one_per_family
