@@ -22,12 +22,12 @@ from helper.util.arguments import (
     up_to_one,
 )
 from helper.util.errors import UsageError
-from models import ModelError, check_name
-from models._registry import ZOOS, own_models
+from models import ModelError, check_name, model_dict
+from models._registry import ZOOS
 
 # The benchmark's rate for the networks made for phones; every other student starts at 0.05.
 MOBILE_NETWORKS, MOBILE_LEARNING_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
-NETWORKS = ", ".join([*own_models(), *(f"{zoo}:NAME" for zoo in ZOOS)])
+NETWORKS = ", ".join([*model_dict, *(f"{zoo}:NAME" for zoo in ZOOS)])
 
 
 class Parser(argparse.ArgumentParser):

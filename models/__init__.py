@@ -1,6 +1,6 @@
 """The networks of the published tables and of other libraries, by name, and the reading of their checkpoints."""
 from models._base import Classifier, ModelError, Outputs
-from models._registry import build, check_name, imagenet_model_dict, model_dict
+from models._registry import build, check_name, model_dict
 from models.checkpoint import Checkpoint, CheckpointError, load_model, model_name_from, read_checkpoint
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Outputs",
     "build",
     "check_name",
-    "imagenet_model_dict",
     "load_model",
     "model_dict",
     "model_name_from",

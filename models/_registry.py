@@ -1,76 +1,50 @@
-"""The networks by name: the closed set of this repository, and those of other libraries by a prefix.
+"""The networks by name: those of this folder, found by themselves, and those of other libraries by a prefix.
 
-`model_dict` holds the networks of the CRD benchmark, `imagenet_model_dict` what the ImageNet pairs add; `build` and
-`pretrained` also take `torchvision:NAME` and `timm:NAME`.
+`model_dict` maps a name to the factory (num_classes) -> Classifier that a file of this folder names in `__all__`; a new
+file is a new network. `build` and `pretrained` also take `torchvision:NAME` and `timm:NAME`.
 """
 import difflib
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable
 
-from models import from_timm, from_torchvision
+from models import _timm, _torchvision
 from models._base import Classifier, ModelError
-from models.mobilenetv1 import MobileNetV1
-from models.mobilenetv2 import MobileNetV2
-from models.resnet import (
-    resnet8,
-    resnet8x4,
-    resnet14,
-    resnet20,
-    resnet32,
-    resnet32x4,
-    resnet44,
-    resnet56,
-    resnet110,
-)
-from models.resnet50 import ResNet50
-from models.shufflenetv1 import ShuffleV1
-from models.shufflenetv2 import ShuffleV2
-from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
-from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-model_dict = {
-    "resnet8": resnet8,
-    "resnet14": resnet14,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "resnet8x4": resnet8x4,
-    "resnet32x4": resnet32x4,
-    "ResNet50": ResNet50,
-    "wrn_16_1": wrn_16_1,
-    "wrn_16_2": wrn_16_2,
-    "wrn_40_1": wrn_40_1,
-    "wrn_40_2": wrn_40_2,
-    "vgg8": vgg8,
-    "vgg11": vgg11,
-    "vgg13": vgg13,
-    "vgg16": vgg16,
-    "vgg19": vgg19,
-    "MobileNetV2": MobileNetV2,
-    "ShuffleV1": ShuffleV1,
-    "ShuffleV2": ShuffleV2,
-}
-
-imagenet_model_dict = {
-    "MobileNetV1": MobileNetV1,
-}
-
+# The files of this folder that define no network, beside those that start with an underscore.
+SERVICES = ("checkpoint", "precision")
 # Other libraries, by the prefix of their names.
-ZOOS = {"torchvision": from_torchvision, "timm": from_timm}
+ZOOS = {"torchvision": _torchvision, "timm": _timm}
 
 
-def own_models() -> dict:
-    """Every network written here, by name."""
-    return model_dict | imagenet_model_dict
+def _found() -> dict[str, Callable[..., Classifier]]:
+    factories: dict[str, Callable[..., Classifier]] = {}
+    first: dict[str, str] = {}
+    for file in sorted(found.name for found in pkgutil.iter_modules([os.path.dirname(__file__)])):
+        if file.startswith("_") or file in SERVICES:
+            continue
+        module = importlib.import_module(f"models.{file}")
+        names = getattr(module, "__all__", ())
+        if not names:
+            raise ValueError(f"{module.__name__} names no network in __all__")
+        for name in names:
+            if name in factories:
+                raise ValueError(f"{first[name]} and {module.__name__} both define the network '{name}'")
+            factories[name], first[name] = getattr(module, name), module.__name__
+    return factories
+
+
+model_dict = _found()
 
 
 def check_name(name: str) -> str:
     """The name of a network, if it is one; ModelError, with those most alike, if not."""
     zoo, own = _split(name)
-    known = own_models() if zoo is None else [f"{zoo}:{theirs}" for theirs in ZOOS[zoo].names()]
+    known = list(model_dict) if zoo is None else [f"{zoo}:{theirs}" for theirs in ZOOS[zoo].names()]
     if name in known:
         return name
-    offered = [*own_models(), *(f"{prefix}:NAME" for prefix in ZOOS)] if zoo is None else known
+    offered = [*model_dict, *(f"{prefix}:NAME" for prefix in ZOOS)] if zoo is None else known
     alike = difflib.get_close_matches(name, offered, 3)
     hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     if zoo is not None:
@@ -81,7 +55,7 @@ def check_name(name: str) -> str:
 def build(name: str, num_classes: int) -> Classifier:
     """A new network of any name. Raises ModelError for an unknown one."""
     zoo, own = _split(check_name(name))
-    return own_models()[name](num_classes=num_classes) if zoo is None else ZOOS[zoo].build(own, num_classes)
+    return model_dict[name](num_classes=num_classes) if zoo is None else ZOOS[zoo].build(own, num_classes)
 
 
 def has_prefix(name: str) -> bool:
@@ -95,10 +69,12 @@ def pretrained(name: str) -> Classifier:
     Raises ModelError for an unknown name, and where the weights cannot be had.
     """
     zoo, own = _split(check_name(name))
+    if zoo is None:
+        raise ModelError(f"{name} has no published weights here: give a checkpoint")
     return ZOOS[zoo].pretrained(own)
 
 
-def _split(name):
+def _split(name: str) -> tuple[str | None, str]:
     """'torchvision:resnet18' -> ('torchvision', 'resnet18'); a name of our own -> (None, name)."""
     prefix, colon, own = name.partition(":")
     return (prefix, own) if colon and prefix in ZOOS else (None, name)

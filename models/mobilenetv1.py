@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import conv1x1, conv3x3, global_average
 
+__all__ = ["MobileNetV1"]
+
 STEM = 32
 # Channels and stride of each separable convolution.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))

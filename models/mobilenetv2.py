@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import conv1x1, conv3x3, global_average, init_convolutions, init_small_linear
 
+__all__ = ["MobileNetV2"]
+
 # Per group: expansion (1, or the network's), channels at width 1, blocks, stride of the first block.
 GROUPS = (
     (False, 16, 1, 1),

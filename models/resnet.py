@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import Stage, conv3x3, global_average, init_convolutions, projection
 
+__all__ = ["resnet8", "resnet8x4", "resnet14", "resnet20", "resnet32", "resnet32x4", "resnet44",
+           "resnet56", "resnet110"]
+
 # Channels of the stem and of the three stages.
 THIN = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)

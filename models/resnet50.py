@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import Stage, conv1x1, conv3x3, init_convolutions, projection
 
+__all__ = ["ResNet50"]
+
 EXPANSION = 4
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import Stage, conv1x1, conv3x3, global_average, shuffle_channels
 
+__all__ = ["ShuffleV1"]
+
 STEM = 24
 WIDTHS = (240, 480, 960)
 BLOCKS = (4, 8, 4)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import Stage, conv1x1, conv3x3, global_average, shuffle_channels
 
+__all__ = ["ShuffleV2"]
+
 STEM = 24
 WIDTHS = (116, 232, 464)
 BLOCKS = (3, 7, 3)

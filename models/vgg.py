@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import init_convolutions, init_small_linear
 
+__all__ = ["vgg8", "vgg11", "vgg13", "vgg16", "vgg19"]
+
 WIDTHS = (64, 128, 256, 512, 512)
 
 

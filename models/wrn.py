@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from models._base import Classifier, Outputs
 from models._layers import conv1x1, conv3x3, global_average, init_convolutions
 
+__all__ = ["wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"]
+
 
 class PreActBlock(nn.Module):
     """BN, ReLU, 3×3 convolution, twice, beside a shortcut."""

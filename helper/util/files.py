@@ -1,18 +1,24 @@
 """Files that appear whole or not at all, and folders that one process holds."""
 import contextlib
+import errno
 import fcntl
 import io
 import json
 import os
+import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import torch
 
 from helper.util.errors import UsageError
 
 PARTIAL = ".partial"
+# How a file of torch.save begins.
+ZIP = b"PK\x03\x04"
 # What open() would take away from a new file's permissions, and mkstemp does not look at.
 UMASK = os.umask(0o077)
 os.umask(UMASK)
@@ -57,10 +63,41 @@ def write_json(path: str, content) -> None:
 
 
 def write_torch(path: str, content) -> None:
-    """As write_bytes; what torch.load(weights_only=True) reads."""
+    """As write_bytes; what read_torch reads, each record with its checksum."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getbuffer())
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """The file `path`, to be read. Raises OSError; also for a pipe or a device, whose bytes may never come or end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    return open(handle, "rb")
+
+
+def read_torch(file: BinaryIO) -> Any:
+    """What torch.save has written to an open file, as far as it is tensors and plain data (weights_only), on the CPU.
+
+    torch.save stores a checksum of each record, which torch.load does not look at: here it is verified, so that a
+    flipped bit is noticed. Compressed records, which could unpack to any size, are refused; torch.save writes none.
+    Raises zipfile.BadZipFile for both, and what torch.load raises for a file that is none of its own.
+    """
+    if file.read(len(ZIP)) == ZIP:  # the former format has no checksums
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            if not stored or sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
+                raise zipfile.BadZipFile("its records are compressed or overlap")
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the record {damaged} does not match its checksum")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def lock_folder(folder: str):

@@ -1,7 +1,11 @@
 """Checkpoints: those that must load, and every way in which a file can be none."""
 import argparse
+import os
 import pickle
+import random
+import struct
 import tempfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -182,6 +186,38 @@ def test_a_missing_or_additional_key_is_named(tmp_path):
     assert "has bonus besides" in error_of(load_model, saved(state, tmp_path / "resnet8.pth"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_weights_that_are_no_floats_are_named(tmp_path, dtype):
+    state = weights()
+    state["fc.weight"] = state["fc.weight"].to(dtype)
+    assert f"does not fit resnet8: fc.weight is {dtype}" in error_of(load_model, saved(state, tmp_path / "resnet8.pth"))
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"fc.weight": torch.zeros(10**9, 0)}, "fc.weight of shape (1000000000, 0) has no elements"),
+    ({"bn1.bias": torch.zeros(0)}, "bn1.bias of shape (0,) has no elements"),
+    ({"fc.weight": torch.zeros(100_001, 1)}, "claims 100,001 classes, more than 100,000"),
+])
+def test_a_number_of_classes_is_checked_before_anything_is_built(tmp_path, change, says):
+    path = saved({"model": weights() | change, "num_classes": 10**9}, tmp_path / "resnet8.pth")
+    assert says in error_of(load_model, path)
+
+
+def test_a_claimed_number_of_classes_must_be_borne_out_by_a_weight(tmp_path):
+    state = {key: value for key, value in weights().items() if key != "fc.weight"}  # no matrix: the file's word counts
+    for said, read in ((10**9, None), (10, 10)):
+        path = saved({"model": state, "num_classes": said}, tmp_path / "resnet8.pth")
+        assert read_checkpoint(path).num_classes == read
+    assert "lacks fc.weight" in error_of(load_model, path)
+
+
+@pytest.mark.parametrize("change", [{"bn1.running_var": torch.full((16,), -1.0)},
+                                    {"conv1.weight": torch.full((16, 3, 3, 3), 1e38)}])
+def test_finite_weights_whose_outputs_are_not_are_named(tmp_path, change):
+    message = error_of(load_model, saved(weights() | change, tmp_path / "resnet8.pth"))
+    assert "the outputs of resnet8 with these weights are NaN or infinite" in message
+
+
 def test_the_wrong_number_of_classes_says_both(tmp_path):
     path = saved(weights(num_classes=10), tmp_path / "resnet8.pth")
     message = error_of(load_model, path, num_classes=100)
@@ -204,6 +240,18 @@ def test_missing_file_directory_and_impossible_path(tmp_path):
     assert "cannot be read" in error_of(read_checkpoint, path / "below.pth")
 
 
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", "/dev/zero", "/dev/null"):
+        assert "it is a pipe or a device" in error_of(read_checkpoint, path)
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path):
+    path = saved(weights(), tmp_path / "a.pth")
+    os.truncate(path, 10**12)  # sparse
+    assert "has more than 8 GiB" in error_of(read_checkpoint, path)
+
+
 @pytest.mark.parametrize("archive", [True, False], ids=["archive", "legacy"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.97])
 def test_a_truncated_file(tmp_path, archive, kept):
@@ -212,6 +260,30 @@ def test_a_truncated_file(tmp_path, archive, kept):
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     assert "truncated or corrupt" in error_of(read_checkpoint, path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_of_any_record_is_noticed(tmp_path, seed):
+    path, rng = saved({"model": weights(), "epoch": 3}, tmp_path / "a.pth"), random.Random(seed)
+    good = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    for record in records:
+        # The content of a record lies behind its header: 30 bytes, its name, and what pads it.
+        name_length, padding = struct.unpack("<HH", good[record.header_offset + 26 : record.header_offset + 30])
+        start = record.header_offset + 30 + name_length + padding
+        flipped = bytearray(good)
+        flipped[start + rng.randrange(record.file_size)] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        assert f"truncated or corrupt (the record {record.filename}" in error_of(load_model, path)
+
+
+def test_records_that_unpack_to_more_than_the_file_are_refused(tmp_path):
+    good, path = saved(weights(), tmp_path / "good.pth"), tmp_path / "bomb.pth"
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for record in archive.infolist():
+            bomb.writestr(record.filename, archive.read(record))
+    assert "its records are compressed" in error_of(read_checkpoint, path)
 
 
 @pytest.mark.parametrize("data", [
@@ -239,8 +311,9 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path, form):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "archive")
     message = error_of(read_checkpoint, path)
-    assert "could run any code" in message
-    assert ("other objects" if form == "pickle 4" else "io.open") in message
+    # PyTorch reads no opcode of the other protocols.
+    says = "is not a PyTorch checkpoint" if form in ("pickle 0", "pickle 4") else "io.open), which could run any code"
+    assert says in message
     assert not trace.exists()
     # The payload is a live one: unpickling it the unsafe way does run it.
     if form.startswith("pickle"):

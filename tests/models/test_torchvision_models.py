@@ -137,7 +137,7 @@ def test_a_net_of_a_fixed_size_says_so():
     ("timm:test_resnt", "did you mean timm:test_resnet"),
     ("timm:", "timm offers no network ''"),
     ("resnet19", "did you mean resnet14 or resnet110 or"),
-    ("zoo:resnet18", "choose from resnet8, "),
+    ("zoo:resnet18", "choose from MobileNetV1, "),
     ("torchvision:../resnet18", "offers no network"),
 ])
 def test_unknown_names_are_refused_with_those_alike(name, says):
@@ -263,7 +263,7 @@ def test_the_imagenet_teachers_are_the_published_ones(hub, monkeypatch):
 
 
 def test_older_names_of_densenets_weights_are_understood():
-    from models.from_torchvision import _today
+    from models._torchvision import _today
     assert _today("features.denseblock1.denselayer1.norm.1.weight") == "features.denseblock1.denselayer1.norm1.weight"
     assert _today("features.denseblock3.denselayer24.conv.2.weight") == "features.denseblock3.denselayer24.conv2.weight"
     assert _today("features.norm5.bias") == "features.norm5.bias"
