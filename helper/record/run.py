@@ -1,177 +1,105 @@
-"""A run's record: its folder of arguments, log, checkpoints and result, and its scalars."""
-import glob
+"""A run's record: what it writes while it trains, and where it continues from."""
 import json
+import math
 import os
-import pickle
 import platform
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from argparse import Namespace
+from typing import Any, NamedTuple
 
 import torch
 
-from dataset import Data
+from helper.record.display import Display
+from helper.record.folder import RunFolder
 from helper.util import distributed
-from helper.util.errors import Interrupted, UsageError
-from helper.util.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
+from helper.util.errors import Interrupted, RunError, UsageError
 from helper.util.progress import clock
 from models import Classifier
-from models.precision import Precision
 
-# A restart may change these: they do not touch the result.
+# A restart may change these: they do not touch the result, or what they decide is compared instead (see Decisions).
 RESUME_IGNORED_OPTIONS = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "save_dir", "cache_dir",
-                          "overwrite", "resume"}
+                          "overwrite", "resume", "path_t", "device", "amp", "fast", "channels_last"}
 STATE = "resume.pth"
 
 
-class Run:
-    """A run's folder, held by this process alone.
+class Earlier(NamedTuple):
+    """What the run's folder holds of it: its result once it is finished, else the state to continue from.
 
-    args.json: everything resolved; log.jsonl: a line an epoch; {model}_best.pth, ckpt_epoch_{e}.pth,
-    {model}_last.pth: checkpoints of the network alone; resume.pth: what going on needs; result.json: the end.
-    Scalars go to a folder of the same name under `scalars`.
-
-    earlier: the settings of the run that is gone on with; empty for a new one
-    options: every resolved option; folders: where runs and their scalars go under --save_dir
-    Raises UsageError where the folder is another process's, or holds a run with other settings.
+    decisions: what the run decided when it began, beside its options; empty for a new one
     """
 
-    # Writing the state may take this part of a run's time; where epochs are too short for it, a state stays
-    # in memory until a later epoch, or a signal, has it written.
-    SAVE_SHARE = 0.05
+    result: dict | None = None
+    state: dict | None = None
+    decisions: dict[str, Any] = {}
 
-    def __init__(self, options: Namespace, folders: tuple[str, str], name: str, network: Classifier, data: Data):
-        self.options, self.settings, self.data = options, vars(options), data
-        self.folder, self.scalar_folder = (os.path.join(options.save_dir, folder, name) for folder in folders)
-        self.model_name, self.num_classes = network.name, len(data.classes)
-        self.best = {"top1": -1.0}
-        self.lines, self.state, self.stop_signal = [], None, None
-        self.saved_at = self.save_seconds = 0.0
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.folder} ({error.strerror}): give another --save_dir") from None
-        self.lock = lock_folder(self.folder)
-        if options.overwrite:
-            self._clear()
-        for left_over in glob.glob(glob.escape(self.folder) + "/*" + PARTIAL):
-            os.remove(left_over)
-        self.result = self._read("result.json", json.load)
-        self.held, self.earlier = None, {}
-        if self._exists(STATE) or self.result is not None:
-            self._compare()
-        if self.result is None and self._exists(STATE):
-            if options.resume == "never":
-                raise UsageError(f"{self.folder} holds an unfinished run: leave out --resume never to go on, "
-                                 "or give --overwrite to start afresh")
-            self.held = self._read(STATE, lambda file: torch.load(file, map_location="cpu", weights_only=True))
-        if self.result is not None and self._exists(STATE):  # stopped between its last two acts
-            os.remove(self._path(STATE))
-        self.logger = None
 
-    def start(self, device: torch.device, precision: Precision, facts: dict[str, str]) -> None:
-        """Say what will be done, write it to args.json, and begin to listen for signals."""
-        o, data = self.options, self.data
-        warmup = f", warm-up {o.warm_up} epochs" if o.warm_up > 1 else ""
-        decay = f", ×{o.lr_decay_rate:g} after {', '.join(map(str, o.lr_decay_epochs))}" if o.lr_decay_epochs else ""
-        facts = facts | {
-            "data": f"{data.name}, {len(data.train):,} training and {len(data.test):,} test images, "
-                    f"{len(data.classes)} classes{data.note}",
-            "schedule": f"{o.epochs} epochs of batches of {o.batch_size}, rate {o.learning_rate:g}{warmup}{decay}",
-            "device": _describe(device) + _others(o),
-            "precision": precision.in_words(device) + (" (--fast)" if o.fast else ""),
-            "folder": self.folder,
-        }
-        for name, fact in facts.items():
-            print(f"{name:<10}{fact}", flush=True)
-        write_json(self._path("args.json"), {
-            "settings": self.settings, "facts": facts, "command": shlex.join(["python", *sys.argv]),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "commit": _commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        })
-        self.logger = _tensorboard_logger(self.scalar_folder)
+class Record:
+    """The record of a process that writes nothing: each method does its part in what all processes do together.
+
+    RunRecord, rank 0's, adds the files.
+    """
+
+    def __init__(self, options: Namespace, earlier: Earlier):
+        self.options, self.earlier = options, earlier
+        self.result, self.state = earlier.result, earlier.state
+        self.stop_signal: int | None = None
+
+    def listen(self) -> None:
+        """From here on SIGTERM and SIGINT save the last finished epoch before they end the run."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
 
+    def start(self, facts: dict[str, str], decisions: dict[str, Any], notes: list[str]) -> None:
+        """Say what will be done, and write it down.
+
+        facts: in words; decisions: what the run has decided beside its options; notes: lines worth a look
+        """
+
     def epochs_left(self, phase: str, epochs: int) -> int:
         """How many of a phase's epochs are still to train."""
-        return epochs - (self.held["epoch"] if self.held and self.held["phase"] == phase else 0)
+        return epochs - (self.state["epoch"] if self.state and self.state["phase"] == phase else 0)
 
     def resume(self, phase) -> int:
         """Bring `phase` to the last finished epoch that was saved; returns that epoch, 0 for none."""
-        if self.held is None:
+        if self.state is None:
             return 0
-        if self.held["phase"] != phase.name:
+        if self.state["phase"] != phase.name:
             # The state of a later phase means that this one is done; its results are in that state.
-            return phase.epochs if phase.name in self.held["done"] else 0
-        held, self.held = self.held, None
+            return phase.epochs if phase.name in self.state["done"] else 0
+        state, self.state = self.state, None
         for name, module in phase.modules.items():
-            module.load_state_dict(held["modules"][name])
-        phase.optimizer.load_state_dict(held["optimizer"])
-        self.best, self.lines = held["best"], held["lines"]
-        self._write_log()
-        print(f"going on after epoch {held['epoch']} of {phase.epochs} ({phase.name})", flush=True)
-        return held["epoch"]
+            module.load_state_dict(state["modules"][name])
+        phase.optimizer.load_state_dict(state["optimizer"])
+        self._continue(phase, state)
+        return state["epoch"]
 
-    def end_epoch(self, phase, epoch, averages, tested, seconds, speed) -> None:
-        """Record a finished epoch: its line, its scalars, its checkpoints, and the state to go on from."""
-        rate = phase.rate(epoch)
-        line = {"phase": phase.name, "epoch": epoch, "rate": rate, "loss": averages.loss, "losses": averages.losses}
-        scalars = {"train_loss": averages.loss}
-        if tested:
-            line |= {"train_top1": averages.top1, "train_top5": averages.top5, "test_loss": tested.loss,
-                     "test_top1": tested.top1, "test_top5": tested.top5}
-            scalars |= {"train_acc": averages.top1, "test_acc": tested.top1, "test_acc_top5": tested.top5,
-                        "test_loss": tested.loss}
-        line |= {"seconds": round(seconds, 3), "images_per_second": round(speed, 1)}
-        self.lines.append(line)
-        self._write_log()
-        prefix = "" if tested else f"{phase.name}/"
-        for name, value in scalars.items():
-            self.logger.log_value(prefix + name, value, epoch)
-        if tested and tested.top1 > self.best["top1"]:
-            self.best = {"epoch": epoch, "top1": tested.top1, "top5": tested.top5}
-            self.checkpoint(f"{self.model_name}_best.pth", phase, epoch, tested.top1)
-        if tested and epoch % self.options.save_freq == 0:
-            self.checkpoint(f"ckpt_epoch_{epoch}.pth", phase, epoch, tested.top1)
-        self._keep(phase, epoch)
+    def end_step(self, phase, epoch: int, number: int, meters) -> None:
+        """After each step: stop if a signal has asked for it, and now and then keep the losses so far."""
+        if distributed.world_size() == 1 or number % distributed.ASK_EVERY == 0:
+            self.stop_if_asked()
+        if number % self.options.tb_freq == 0:
+            averages = meters.read()
+            self._step_scalars(phase, (epoch - 1) * len(phase.loader) + number, averages)
+
+    def end_epoch(self, phase, epoch: int, averages, tested, seconds: float) -> None:
+        """Record a finished epoch. Raises RunError where the test loss is not finite."""
+        if tested and not math.isfinite(tested.loss):
+            raise RunError(f"the test loss is not finite after epoch {epoch}: lower the learning rate; "
+                           "the last good checkpoint is kept")
+        self._keep_epoch(phase, epoch, averages, tested, seconds)
         self.stop_if_asked()
 
-    def step_scalars(self, phase, step, averages) -> None:
-        """The epoch's average losses so far, by the terms' names, at a global step (`--tb_freq`)."""
-        for name, value in averages.losses.items():
-            self.logger.log_value(f"{phase.name}_steps/{name}", value, step)
-
-    def checkpoint(self, name, phase, epoch, accuracy) -> None:
-        """A checkpoint of the network alone: plain data, read by load_model."""
-        write_torch(self._path(name), {
-            "model": phase.student.state_dict(), "epoch": epoch, "accuracy": accuracy,
-            "optimizer": phase.optimizer.state_dict(), "model_name": self.model_name, "num_classes": self.num_classes,
-        })
-
     def finish(self, phase, facts: dict) -> None:
-        """Write {model}_last.pth and result.json, which also holds `facts`."""
-        last = self.lines[-1]
-        self.checkpoint(f"{self.model_name}_last.pth", phase, last["epoch"], last["test_top1"])
-        self.result = {
-            "last": {"epoch": last["epoch"], "top1": last["test_top1"], "top5": last["test_top5"]}, "best": self.best,
-            "seconds": round(sum(line["seconds"] for line in self.lines), 1), **facts,
-        }
-        write_json(self._path("result.json"), self.result)
-        os.remove(self._path(STATE))
+        """Write the last checkpoint and result.json, which also holds `facts`."""
 
     def report(self) -> None:
         """Print the result."""
-        last, best = self.result["last"], self.result["best"]
-        print(f"test accuracy: last {last['top1']:.2f} (epoch {last['epoch']}), "
-              f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(self.result['seconds'])} of training; "
-              f"in {self.folder}", flush=True)
-        for shots, group in self.result.get("shots", {}).items():
-            print(f"{shots}-shot test accuracy: {group['top1']:.2f} ({group['classes']} classes)", flush=True)
 
     def stop_if_asked(self, together: bool = True) -> None:
         """Raise Interrupted if a signal has come, once the last finished epoch's state is on the disk.
@@ -183,8 +111,139 @@ class Run:
             self._write_state()
             raise Interrupted(signum)
 
-    def _keep(self, phase, epoch):
-        self.state = {
+    def _on_signal(self, signum, frame):
+        if self.stop_signal is not None:  # asked twice: at once
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.stop_signal = signum
+
+    def _continue(self, phase, state):
+        """The phase continues from `state`."""
+
+    def _step_scalars(self, phase, step, averages):
+        """The epoch's average losses so far, at a global step."""
+
+    def _keep_epoch(self, phase, epoch, averages, tested, seconds):
+        """Write an epoch's line, scalars, checkpoints and state."""
+
+    def _write_state(self):
+        """Write the state of the last finished epoch, where that was put off."""
+
+
+class RunRecord(Record):
+    """The record in a run's folder.
+
+    args.json: options, decisions and facts; log.jsonl: a line an epoch; {model}_best.pth, ckpt_epoch_{e}.pth,
+    {model}_last.pth: checkpoints of the network alone; resume.pth: what continuing needs; result.json: the end.
+    Scalars are in a folder of the same name under `folders[1]`.
+
+    folders: where runs and their scalars are under --save_dir; name: of this run's folder
+    decisions: what is known already of what the run decides; it must be what it was when the run began
+    Raises UsageError where the folder is another process's, damaged, or holds a run with other settings.
+    """
+
+    # Writing the state may take this part of a run's time; where epochs are too short for it, a state stays
+    # in memory until a later epoch, or a signal, has it written.
+    SAVE_SHARE = 0.05
+
+    def __init__(self, options: Namespace, folders: tuple[str, str], name: str, network: Classifier, num_classes: int,
+                 decisions: dict[str, Any]):
+        self.folder = RunFolder(os.path.join(options.save_dir, folders[0], name))
+        self.scalar_folder = os.path.join(options.save_dir, folders[1], name)
+        if options.overwrite:
+            shutil.rmtree(self.scalar_folder, ignore_errors=True)
+            self.folder.clear()
+        super().__init__(options, self._read_earlier(options, decisions))
+        self.model_name, self.num_classes = network.name, num_classes
+        self.best: dict[str, float] = {"top1": -1.0}
+        self.lines: list[dict] = []
+        self.unwritten: dict | None = None
+        self.saved_at = self.save_seconds = 0.0
+        self.logger, self.display = None, None
+
+    def start(self, facts, decisions, notes):
+        for name, fact in facts.items():
+            print(f"{name:<10}{fact}", flush=True)
+        for note in notes:
+            print(note, flush=True)
+        self.folder.write_json("args.json", {
+            "settings": vars(self.options), "decisions": decisions, "facts": facts,
+            "command": shlex.join(["python", *sys.argv]), "host": socket.gethostname(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "commit": _commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        })
+        self.logger = _tensorboard_logger(self.scalar_folder)
+
+    def end_step(self, phase, epoch, number, meters):
+        if self.display is None or self.display.name != phase.name:
+            self.display = Display(phase.name, epoch, phase.epochs, len(phase.loader), self.options.print_freq)
+        self.display.step(epoch, number, meters)
+        super().end_step(phase, epoch, number, meters)
+
+    def finish(self, phase, facts):
+        last = self.lines[-1]
+        self._checkpoint(f"{self.model_name}_last.pth", phase, last["epoch"], last["test_top1"])
+        self.result = {
+            "last": {"epoch": last["epoch"], "top1": last["test_top1"], "top5": last["test_top5"]}, "best": self.best,
+            "seconds": round(sum(line["seconds"] for line in self.lines), 1), **facts,
+        }
+        self.folder.write_json("result.json", self.result)
+        self.folder.remove(STATE)
+        self._print_result("")
+
+    def report(self):
+        self._print_result("already finished; ")
+
+    def _print_result(self, prefix):
+        last, best = self.result["last"], self.result["best"]
+        print(f"{prefix}test accuracy: last {last['top1']:.2f} (epoch {last['epoch']}), "
+              f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(self.result['seconds'])} of training; "
+              f"in {self.folder.path}", flush=True)
+        for shots, group in self.result.get("shots", {}).items():
+            print(f"{shots}-shot test accuracy: {group['top1']:.2f} ({group['classes']} classes)", flush=True)
+
+    def _continue(self, phase, state):
+        self.best, self.lines = state["best"], state["lines"]
+        self._write_log()
+        print(f"continuing after epoch {state['epoch']} of {phase.epochs} ({phase.name})", flush=True)
+
+    def _step_scalars(self, phase, step, averages):
+        for name, value in averages.losses.items():
+            self.logger.log_value(f"{phase.name}_steps/{name}", value, step)
+
+    def _keep_epoch(self, phase, epoch, averages, tested, seconds):
+        line = {"phase": phase.name, "epoch": epoch, "learning_rate": phase.learning_rate(epoch),
+                "loss": averages.loss, "losses": averages.losses}
+        scalars = {"train_loss": averages.loss} | {f"loss/{name}": value for name, value in averages.losses.items()}
+        if tested:
+            line |= {"train_top1": averages.top1, "train_top5": averages.top5, "test_loss": tested.loss,
+                     "test_top1": tested.top1, "test_top5": tested.top5}
+            scalars |= {"train_acc": averages.top1, "test_acc": tested.top1, "test_acc_top5": tested.top5,
+                        "test_loss": tested.loss}
+        images = len(phase.loader.views) / seconds
+        line |= {"seconds": round(seconds, 3), "images_per_second": round(images, 1)}
+        self.lines.append(line)
+        self._write_log()
+        prefix = "" if tested else f"{phase.name}/"
+        for name, value in scalars.items():
+            self.logger.log_value(prefix + name, value, epoch)
+        if tested and tested.top1 > self.best["top1"]:
+            self.best = {"epoch": epoch, "top1": tested.top1, "top5": tested.top5}
+            self._checkpoint(f"{self.model_name}_best.pth", phase, epoch, tested.top1)
+        if tested and epoch % self.options.save_freq == 0:
+            self._checkpoint(f"ckpt_epoch_{epoch}.pth", phase, epoch, tested.top1)
+        self._keep_state(phase, epoch)
+        self.display.epoch(epoch, averages, tested, self.best, seconds)
+
+    def _checkpoint(self, name, phase, epoch, accuracy):
+        """A checkpoint of the network alone: plain data, read by load_model."""
+        self.folder.write_torch(name, {
+            "model": phase.student.state_dict(), "epoch": epoch, "accuracy": accuracy,
+            "optimizer": phase.optimizer.state_dict(), "model_name": self.model_name, "num_classes": self.num_classes,
+        })
+
+    def _keep_state(self, phase, epoch):
+        self.unwritten = {
             "phase": phase.name, "done": sorted({line["phase"] for line in self.lines} - {phase.name}), "epoch": epoch,
             "modules": {name: module.state_dict() for name, module in phase.modules.items()},
             "optimizer": phase.optimizer.state_dict(), "best": self.best, "lines": self.lines,
@@ -192,102 +251,67 @@ class Run:
         if epoch == phase.epochs or (time.monotonic() - self.saved_at) * self.SAVE_SHARE >= self.save_seconds:
             self._write_state()
         else:
-            self.state = _copied(self.state)
+            self.unwritten = _copied(self.unwritten)
 
     def _write_state(self):
-        if self.state is not None:
+        if self.unwritten is not None:
             started = time.monotonic()
-            write_torch(self._path(STATE), self.state)
-            self.state, self.saved_at = None, time.monotonic()
+            self.folder.write_torch(STATE, self.unwritten)
+            self.unwritten, self.saved_at = None, time.monotonic()
             self.save_seconds = self.saved_at - started
 
-    def _on_signal(self, signum, frame):
-        if self.stop_signal is not None:  # asked twice: at once
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        self.stop_signal = signum
-
     def _write_log(self):
-        write_bytes(self._path("log.jsonl"), "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        self.folder.write_bytes("log.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
-    def _compare(self):
-        self.earlier = held = (self._read("args.json", json.load) or {}).get("settings", {})
-        there, now = (settings.get("processes", 1) for settings in (held, self.settings))
+    def _read_earlier(self, options, decisions) -> Earlier:
+        folder, result = self.folder, self.folder.read_json("result.json")
+        if result is None and not folder.has(STATE):
+            return Earlier()
+        held = self._compare(options, decisions)
+        if result is not None:
+            if folder.has(STATE):  # stopped between its last two acts
+                folder.remove(STATE)
+            return Earlier(result, None, held)
+        if options.resume == "never":
+            raise UsageError(f"{folder.path} holds an unfinished run: leave out --resume never to continue it, "
+                             "or give --overwrite to start anew")
+        return Earlier(None, folder.read_torch(STATE), held)
+
+    def _compare(self, options, decisions):
+        """The decisions of the run that the folder holds. Raises UsageError where it is not this one."""
+        path, cure = self.folder.path, "give another --save_dir, or --overwrite to start anew"
+        held = self.folder.read_json("args.json")
+        if held is None:
+            raise UsageError(f"{path} holds a run without its args.json, so its settings are not known: bring that file "
+                             f"back, {cure}")
+        if not isinstance(held.get("settings"), dict) or not isinstance(held.get("decisions"), dict):
+            raise UsageError(f"{path} holds a run of an earlier version of this code: {cure}")
+        there, now = held["decisions"].get("processes", 1), decisions.get("processes", 1)
         if there != now:
-            raise UsageError(f"{self.folder} holds a run of {there} process{'es' * (there > 1)}, and there "
-                             f"{'are' if now > 1 else 'is'} {now} now: start as many, or give another --trial, or "
-                             "--overwrite to start afresh")
-        differ = [f"--{key} {held.get(key)} there, {value} now" for key, value in self.settings.items()
-                  if key not in RESUME_IGNORED_OPTIONS and key in held and held[key] != value]
+            raise UsageError(f"{path} holds a run of {there} process{'es' * (there > 1)}, and there "
+                             f"{'are' if now > 1 else 'is'} {now} now: start as many, or {cure}")
+        differ = [f"--{key} {held['settings'].get(key)} there, {value} now" for key, value in vars(options).items()
+                  if key not in RESUME_IGNORED_OPTIONS and key in held["settings"] and held["settings"][key] != value]
+        differ += [f"{key} {held['decisions'].get(key)} there, {value} now" for key, value in decisions.items()
+                   if held["decisions"].get(key) != value]
         if differ:
-            raise UsageError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}): "
-                             "give another --trial, or --overwrite to start afresh")
-
-    def _clear(self):
-        shutil.rmtree(self.scalar_folder, ignore_errors=True)
-        for entry in list(os.scandir(self.folder)):
-            if entry.name != ".lock":
-                (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove)(entry.path)
-
-    def _path(self, name):
-        return os.path.join(self.folder, name)
-
-    def _exists(self, name):
-        return os.path.exists(self._path(name))
-
-    def _read(self, name, load):
-        """The content of a file of this run, None where there is none; UsageError where it is damaged."""
-        if not self._exists(name):
-            return None
-        try:
-            with open(self._path(name), "rb") as file:
-                return load(file)
-        except (ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError):
-            raise UsageError(f"{self._path(name)} is damaged: bring it back from a copy, "
-                             "or give --overwrite to start afresh") from None
+            raise UsageError(f"{path} holds a run with other settings ({'; '.join(differ)}): {cure}")
+        return held["decisions"]
 
 
-class NullRecord(Run):
-    """The run of a process that is not the first: it holds what the first one has read, and writes nothing."""
+def open_record(options: Namespace, folders: tuple[str, str], name: str, network: Classifier, num_classes: int,
+                decisions: dict[str, Any]) -> Record:
+    """The record of a run: rank 0 has its folder, the other processes what it has read. Raises as RunRecord."""
+    own: list[Record] = []
 
-    def __init__(self, options: Namespace, held: tuple):
-        self.options = options
-        self.result, self.held, self.earlier = held
-        self.best, self.lines, self.stop_signal = {"top1": -1.0}, [], None
+    def earlier():
+        own.append(RunRecord(options, folders, name, network, num_classes, decisions))
+        return own[0].earlier
 
-    def start(self, device, precision, facts):
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._on_signal)
-
-    def end_epoch(self, phase, epoch, averages, tested, seconds, speed):
-        self.stop_if_asked()
-
-    def step_scalars(self, phase, step, averages):
-        pass
-
-    def finish(self, phase, facts):
-        pass
-
-    def report(self):
-        pass
-
-    def _write_state(self):
-        pass
-
-    def _write_log(self):
-        pass
-
-
-def open_run(options: Namespace, folders: tuple[str, str], name: str, network: Classifier, data: Data) -> Run:
-    """The Run of these arguments; of several processes the first has it, and the others follow. Raises as Run."""
-    own = []
-
-    def held():
-        own.append(Run(options, folders, name, network, data))
-        return own[0].result, own[0].held, own[0].earlier
-
-    told = distributed.broadcast_from_rank0(held)
-    return own[0] if own else NullRecord(options, told)
+    found = distributed.broadcast_from_rank0(earlier)
+    record = own[0] if own else Record(options, found)
+    record.listen()
+    return record
 
 
 def _copied(state):
@@ -298,20 +322,6 @@ def _copied(state):
     if isinstance(state, list):
         return [_copied(value) for value in state]
     return state
-
-
-def _describe(device):
-    if device.type == "cuda":
-        return f"cuda, {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _others(o):
-    if distributed.world_size() == 1:
-        return ""
-    norm = "over all of it" if o.sync_bn else "by process"
-    return (f", in each of {distributed.world_size()} processes, which share a batch: "
-            f"{o.batch_size // distributed.world_size()} images each, batch norm {norm}")
 
 
 def _commit():

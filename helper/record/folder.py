@@ -1,0 +1,106 @@
+"""A run's folder, which one process at a time holds."""
+import glob
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import torch
+
+from helper.util.errors import RunError, UsageError
+from helper.util.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
+
+LOCK = ".lock"
+
+
+class RunFolder:
+    """Whole reads and writes of the files of a run, in the folder that this process has locked.
+
+    Raises UsageError where the folder cannot be written, or is another process's.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            os.makedirs(path, exist_ok=True)
+            self.lock = lock_folder(path)
+        except OSError as error:
+            raise UsageError(f"cannot write to {path} ({error.strerror}): give another --save_dir") from None
+        for left_over in glob.glob(glob.escape(path) + "/*" + PARTIAL):
+            os.remove(left_over)
+
+    def __truediv__(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def has(self, name: str) -> bool:
+        return os.path.exists(self / name)
+
+    def read_json(self, name: str) -> dict | None:
+        """A file's object, None where there is no such file. Raises UsageError where it is damaged."""
+        def parse(file):
+            content = json.load(file)
+            if not isinstance(content, dict) or not content:
+                raise ValueError("not an object")
+            return content
+
+        return self._read(name, parse)
+
+    def read_torch(self, name: str) -> dict | None:
+        """As read_json, of what write_torch wrote; every byte is checked against the file's checksums."""
+        def load(file):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise ValueError("a checksum differs")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+        return self._read(name, load)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole. Raises OSError, RunError where the folder is no longer this process's."""
+        self._check_lock()
+        write_bytes(self / name, content)
+
+    def write_json(self, name: str, content: dict) -> None:
+        """As write_bytes."""
+        self._check_lock()
+        write_json(self / name, content)
+
+    def write_torch(self, name: str, content: dict) -> None:
+        """As write_bytes."""
+        self._check_lock()
+        write_torch(self / name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Raises as write_bytes."""
+        self._check_lock()
+        os.remove(self / name)
+
+    def clear(self) -> None:
+        """Remove all but the lock."""
+        for entry in list(os.scandir(self.path)):
+            if entry.name != LOCK:
+                (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove)(entry.path)
+
+    def _read(self, name, load):
+        if not self.has(name):
+            return None
+        try:
+            with open(self / name, "rb") as file:
+                return load(file)
+        except (ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
+                NotImplementedError):
+            raise UsageError(f"{self / name} is damaged: bring it back from a copy, "
+                             "or give --overwrite to start anew") from None
+
+    def _check_lock(self):
+        """A folder whose lock was removed may be another process's by now."""
+        held = os.fstat(self.lock.fileno())
+        try:
+            there = os.stat(self / LOCK)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise RunError(f"{self / LOCK} was removed or replaced while this run held it, so another process may train "
+                           "in its folder: nothing more is written; give the same command to continue, once no other runs")

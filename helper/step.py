@@ -1,0 +1,125 @@
+"""One training step, and what it needs: the same for students, teachers and a method's first stage."""
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dataset import Batch
+from helper.cuda_graph import CapturedStep
+from helper.meters import Meters
+from helper.objective import Objective
+from helper.teacher.loader import DistillLoader
+from helper.util import distributed
+from helper.util.seeding import derive_seed
+from models import Classifier, Outputs
+from models.precision import FLOAT32, Precision
+
+
+class Forward(nn.Module):
+    """A step's forward pass as one module, as DistributedDataParallel takes it."""
+
+    def __init__(self, student: Classifier, objective: Objective, precision: Precision):
+        super().__init__()
+        self.student, self.objective, self.precision = student, objective, precision
+
+    def forward(self, batch: Batch, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The total loss; each term's loss and the student's logits (B, C), both without a gradient."""
+        student = Outputs()
+        if self.objective.reads_student:
+            student = self.precision.outputs(self.student, batch.images, self.objective.reads | {"logits"})
+        losses = self.objective(student, teacher, batch)
+        logits = None if student.logits is None else student.logits.detach()
+        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}, logits
+
+
+@dataclass
+class Phase:
+    """A stretch of training: the student's own epochs, a teacher's, or a method's first stage.
+
+    name: "train", or the stage's name
+    loader: the batches, with the teacher's outputs
+    learning_rate: epoch -> learning rate
+    seeds: the run's seed and its trial
+    modules: what a checkpoint must hold to continue, by name
+    evaluates: whether each epoch ends with a test
+    precision: how the student is run, and tested
+    captured: whether a step runs as a CUDA graph (see cuda_graph.py)
+    """
+
+    name: str
+    student: Classifier
+    loader: DistillLoader
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    epochs: int
+    seeds: tuple[int, str]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    evaluates: bool = True
+    precision: Precision = FLOAT32
+    captured: bool = False
+
+    def __post_init__(self):
+        self.forward: nn.Module = Forward(self.student, self.objective, self.precision)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the learning rate, the random numbers and the modules' modes."""
+        set_learning_rate(self.optimizer, self.learning_rate(epoch))
+        purpose = (*self.seeds, self.name, epoch)
+        # Dropout must not hide the same neurons of every process's images.
+        rank = [distributed.rank()] if distributed.rank() else []
+        torch.manual_seed(derive_seed(*purpose, "torch", *rank))
+        generator = torch.Generator(self.loader.device).manual_seed(derive_seed(*purpose, "terms"))
+        self.objective.start_epoch(epoch, generator)
+        self.student.train(self.objective.reads_student)
+        self.objective.train()
+
+    def batches(self, epoch: int):
+        """The batches of an epoch, each with the teacher's outputs."""
+        return self.loader.epoch(*self.seeds, self.name, epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Bring together what the processes have each collected."""
+        self.objective.end_epoch(epoch)
+        distributed.average_batch_norm_statistics(self.forward)
+
+    def close(self) -> None:
+        """Let go of the gradients, and of what shares them between processes."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.forward = Forward(self.student, self.objective, self.precision)
+
+
+Step = Callable[[Phase, Batch, Outputs, Meters], None]
+
+
+def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
+    """One step, given the teacher's outputs for its batch. Nothing here waits for the device."""
+    total, losses, logits = phase.forward(batch, teacher)
+    phase.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    phase.optimizer.step()
+    meters.update(losses, total.detach(), logits, batch.labels, batch.size)
+
+
+def choose_step(phase: Phase) -> Step:
+    """The way in which the phase's steps run: plain, with gradients shared by several processes, or captured."""
+    phase.forward = distributed.wrap_ddp(phase.forward)
+    return CapturedStep(train_step, phase.optimizer) if phase.captured else train_step
+
+
+def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:
+    """The published optimiser: momentum, and weight decay on every parameter."""
+    parameters = list(parameters)
+    # On CUDA the fused kernel, which alone reads its learning rate from the device, as a captured step needs.
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum,
+                           weight_decay=options.weight_decay, fused=parameters[0].is_cuda or None)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Of every group; a tensor, which a captured step reads, stays where it is."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
