@@ -4,61 +4,31 @@ python train_teacher.py --model wrn_40_2
 """
 import sys
 
-import torch
-
-import dataset
-from helper import cli
-from helper.cuda_graph import is_captured
+from helper import build, cli
+from helper.device import open_device
 from helper.evaluation import by_class
-from helper.loop import LiveTeacher, Phase, fit, sgd
-from helper.objective import CrossEntropy, Objective
-from helper.record.run import open_run
-from helper.schedule import rates
-from helper.sync_bn import convert_sync_batchnorm
-from helper.util import distributed
+from helper.loop import fit
+from helper.record.naming import TEACHER_FOLDERS, teacher_folder
+from helper.record.run import open_record
 from helper.util.errors import guarded
-from helper.util.seeding import derive_seed
-from models import build
-from models.precision import precision_of
 
 
 def main():
-    options = cli.teacher_options(sys.argv[1:])
-    device = cli.device_of(options)
-    with distributed.local_rank_zero_first():
-        data = dataset.from_options(options)
-    cli.check_shares(options, data)
-    torch.manual_seed(derive_seed(options.seed, options.trial, "init"))
-    network = build(options.model, len(data.classes))
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, *data.image_shape))  # a network that does not take these images refuses here
-    if options.sync_bn:
-        convert_sync_batchnorm(network, device)
-    network.to(device)
-    objective = Objective({"ce": CrossEntropy()})
-    precision = precision_of(options, device)
-    captured, step = is_captured(options.cuda_graph, objective, device)
+    options, notes = cli.parse_teacher(sys.argv[1:])
+    device = open_device(options)
+    data = build.load_data(options)
+    trainee = build.make_teacher(options, data, device)
 
-    run = open_run(options, ("models", "tensorboard"), folder_name(options), network, data)
-    if run.result is not None:
-        return run.report()
-    precision.prepare(network)
-    run.start(device, precision, {
-        "model": f"{options.model}, {sum(p.numel() for p in network.parameters()):,} parameters", "loss": "CE", **step,
-    })
-    phase = Phase(
-        "train", network, LiveTeacher(network, objective.reads), objective, sgd(network.parameters(), options),
-        rates(options), options.epochs, {"student": network, "objective": objective}, precision=precision,
-        captured=captured)
-    test = data.test_images(device)
-    fit(phase, data.train_views(device), test, run, options)
-    run.finish(phase, by_class(network, test, data, precision))
-    run.report()
+    decisions = build.decisions(options, data, device, trainee.precision)
+    name = teacher_folder(options)
+    record = open_record(options, TEACHER_FOLDERS, name, trainee.network, len(data.classes), decisions)
+    if record.result is not None:
+        return record.report()
+    record.start(build.teacher_facts(options, data, trainee, device), decisions, notes)
 
-
-def folder_name(o) -> str:
-    """The published name of a teacher's folder."""
-    return f"{o.model}_{dataset.title(o)}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
+    phase, test = build.teacher_phase(options, trainee, data.train_views(device)), data.test_images(device)
+    fit(phase, test, record)
+    record.finish(phase, by_class(trainee.network, test, data, trainee.precision))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ def load(name: str, root: str, **settings) -> Data:
 def from_options(o: Namespace) -> Data:
     """The data set of a run: `--dataset` from `--data_dir`, with the long tail and the label noise asked for.
 
-    Of a set in files `o.data_content` is set to a digest, so that a run does not go on with other images.
     Raises DataError as `load`, and for a flag that the data set has no use for.
     """
     taken = SETTINGS.get(o.dataset, ())
@@ -31,8 +30,6 @@ def from_options(o: Namespace) -> Data:
             takers = ", ".join(name for name, settings in SETTINGS.items() if flag in settings)
             raise DataError(f"--{flag} is a flag of {takers}: {o.dataset} has no use for it")
     data = load(o.dataset, o.data_dir, **{name: getattr(o, name) for name in taken})
-    if not data.countable:
-        o.data_content = folder.content(data)
     if o.imbalance != 1:
         data = long_tail.make_long_tailed(data, o.imbalance, o.data_seed)
     if o.label_noise != 0:

@@ -65,6 +65,11 @@ class Data:
         """The test set as the loop reads it: len, labels, batches(batch_size)."""
         return EvalImages(self, device)
 
+    def content(self) -> str | None:
+        """What a data set that is read from its files as needed consists of, in a few words; None for one in memory,
+        which a run's options name."""
+        return None
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(3, height, width) of what a network sees."""

@@ -6,6 +6,7 @@ the bytes of floats, and the device normalises them, which gives the bits of tor
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -76,6 +77,17 @@ class StreamedData(Data):
 
     def test_images(self, device: torch.device) -> StreamedImages:
         return StreamedImages(self, device)
+
+    def content(self) -> str:
+        """Its size, and a digest of its files' names, labels, sizes and times of change."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            digest.update(b"\0".join(part.names.tolist()))
+            digest.update(part.labels.numpy().tobytes())
+            for i in range(len(part)):
+                found = os.stat(part.path(i))
+                digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+        return f"{len(self.train)}+{len(self.test)} images, {digest.hexdigest()[:12]}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

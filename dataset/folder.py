@@ -3,7 +3,6 @@
 The layout is that of torchvision's ImageFolder, and so is the numbering: classes in the order of their folders'
 names, images in the order of theirs, folders within a class folder included. Images are streamed (_stream.py).
 """
-import hashlib
 import os
 from collections.abc import Callable
 
@@ -42,15 +41,6 @@ def load(name: str) -> Callable[..., StreamedData]:
         return StreamedData(name, classes, MEAN, STD, True, train, test, size=image_size or SIZE, workers=num_workers)
 
     return load
-
-
-def content(data: StreamedData) -> str:
-    """What a data set in files consists of, in a few words: its size, and a digest of its files' names and labels."""
-    digest = hashlib.sha256()
-    for part in (data.train, data.test):
-        digest.update(b"\0".join(part.names.tolist()))
-        digest.update(part.labels.numpy().tobytes())
-    return f"{len(data.train)}+{len(data.test)} images, {digest.hexdigest()[:12]}"
 
 
 def _held_out(root, names):

@@ -1,33 +1,24 @@
-"""The command lines of both scripts."""
+"""The command lines of both scripts: parsed, resolved and frozen; no file but --config is opened here."""
 import argparse
 import difflib
-import os
+import json
 import sys
 from argparse import Namespace
 
-import torch
-
-from dataset import LOADERS, Data
 from distiller_zoo import METHODS, flags_of
+from helper import flags
 from helper.record import recipes
-from helper.util import distributed
-from helper.util.arguments import (
-    epoch_list,
-    nonnegative_float,
-    nonnegative_int,
-    positive_float,
-    positive_int,
-    trial_name,
-    unit_float,
-    up_to_one,
-)
 from helper.util.errors import UsageError
-from models import ModelError, check_name, model_dict
-from models._registry import ZOOS
 
-# The benchmark's rate for the networks made for phones; every other student starts at 0.05.
-MOBILE_NETWORKS, MOBILE_LEARNING_RATE, RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
-NETWORKS = ", ".join([*model_dict, *(f"{zoo}:NAME" for zoo in ZOOS)])
+
+class Options(Namespace):
+    """Every option of a run, resolved; nothing writes to them afterwards."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"options are frozen after parsing: {name} cannot be set")
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,208 +32,72 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Help that states defaults, once each."""
+    """Help that states defaults, once each, as wide as the terminal."""
 
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=32, width=110)
+        super().__init__(prog, max_help_position=30)
 
     def _get_help_string(self, action):
         shown = action.help or ""
-        silent = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        silent = action.default in (None, False, "", argparse.SUPPRESS)
         return shown if silent or "default" in shown else shown + " (default %(default)s)"
 
 
-def teacher_options(argv: list[str]) -> Namespace:
-    """The resolved options of train_teacher.py. Raises UsageError."""
+def teacher_options(argv: list[str]) -> Options:
+    """The options of train_teacher.py. Raises UsageError."""
+    return parse_teacher(argv)[0]
+
+
+def student_options(argv: list[str]) -> Options:
+    """The options of train_student.py. Raises UsageError, MethodError."""
+    return parse_student(argv)[0]
+
+
+def parse_teacher(argv: list[str]) -> tuple[Options, list[str]]:
+    """The options of train_teacher.py, and lines of what is worth a look. Raises UsageError."""
+    argv = _with_config(argv)
     parser = Parser(prog="train_teacher.py", description="Train a network with the labels alone.")
-    group = parser.add_argument_group("what is trained")
-    group.add_argument("--model", default="resnet110", type=network_name, metavar="NAME",
-                       help=f"one of {NETWORKS} (default resnet110)")
-    group.add_argument("-t", "--trial", type=nonnegative_int, default=0, metavar="N",
-                       help="names the run and selects its random stream")
-    _add_training_flags(parser, warmup=0)
-    known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    flags.add_teacher_flags(parser)
+    flags.add_training_flags(parser, warmup=0)
+    known, _ = parser.parse_known_args(_without_help(argv))
     parser.set_defaults(**recipes.schedule(known.recipe))
-    options = parser.parse_args(argv)
-    _resolve_rate(options, options.model)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown, parser, ())
+    _resolve_learning_rate(options, options.model)
     options.trial = str(options.trial)
-    return options
+    return _frozen(options), _schedule_warnings(options)
 
 
-def student_options(argv: list[str]) -> Namespace:
-    """The resolved options of train_student.py: the method is read first, then the flags that it takes.
+def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
+    """The options of train_student.py, and lines of what is worth a look. The method is read first, then its flags.
 
-    Raises UsageError, naming the flags that apply where one belongs to another method.
+    Raises UsageError, naming the flags that apply where one belongs to another method; MethodError.
     """
-    known, _ = _student_parser(None).parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    parser = _student_parser(METHODS[known.distill])
+    argv = _with_config(argv)
+    known, _ = _student_parser(None).parse_known_args(_without_help(argv))
+    method = METHODS[known.distill]
+    parser = _student_parser(method)
+    ignored = flags.add_ignored_flags(parser, method)
     parser.set_defaults(**recipes.schedule(known.recipe),
                         **recipes.weights(known.recipe, known.distill, known.path_t, known.model_s))
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(unknown[0], parser, options.distill)
+        _refuse(unknown, parser, flags_of(method))
     if options.path_t is None:
         raise UsageError("--path_t is missing: give a teacher's checkpoint, such as "
                          "./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth")
-    _resolve_rate(options, options.model_s)
-    METHODS[options.distill].resolve(options)
-    if options.ikd_means == "all" and options.avg == 0:
-        raise UsageError("--ikd_means all is of the IKD term, which is off: give --avg a value above 0")
+    given = _given(argv, method)
+    unread = [name for name in ignored if hasattr(options, name[2:])]
+    for name in unread:
+        delattr(options, name[2:])
+    _resolve_learning_rate(options, options.model_s)
+    method.resolve(options)
     if options.teacher_cache not in ("off", "auto", "on"):
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
-    return options
-
-
-def network_name(text: str) -> str:
-    """The name of a network that can be built."""
-    try:
-        return check_name(text)
-    except ModelError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _add_method_flags(group, method):
-    for flag in flags_of(method):
-        group.add_argument(flag.name, type=flag.type, default=flag.default, choices=flag.choices, help=flag.help)
-
-
-def _student_parser(method):
-    parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False)
-    group = parser.add_argument_group("what is trained")
-    group.add_argument("-h", "--help", action=_StudentHelp, help="show this, and the flags of every method")
-    group.add_argument("--path_t", metavar="FILE",
-                       help="the teacher's checkpoint (required); or torchvision:NAME, timm:NAME with their weights")
-    group.add_argument("--model_s", default="resnet8", type=network_name, metavar="NAME",
-                       help=f"the student, one of {NETWORKS} (default resnet8)")
-    group.add_argument("--distill", default="kd", choices=METHODS, metavar="METHOD",
-                       help="one of " + ", ".join(METHODS) + " (default kd)")
-    group.add_argument("--trial", type=trial_name, default="1", help="names the run and selects its random stream")
-    group = parser.add_argument_group("weights of the loss: r·CE + a·KD + b·method + avg·IKD")
-    group.add_argument("-r", "--gamma", type=nonnegative_float, default=1.0, metavar="R",
-                       help="weight of the cross-entropy with the labels")
-    group.add_argument("-a", "--alpha", type=nonnegative_float, metavar="A",
-                       help="weight of the KD loss; where the method has its own use for it: see below")
-    group.add_argument("-b", "--beta", type=nonnegative_float, metavar="B",
-                       help="weight of the method's own loss (default: the method's published value, see below)")
-    group.add_argument("--avg", type=nonnegative_float, default=0.0, help="weight of the IKD term; 0: no IKD")
-    group.add_argument("--intra_T", type=positive_float, default=2.0, metavar="T", help="temperature of the IKD term")
-    group.add_argument("--ikd_means", default="epoch", choices=("epoch", "all"),
-                       help="the class means of IKD: over the views that the first epoch shows, as published, or over "
-                            "all views, from the teacher cache")
-    if method:
-        group = parser.add_argument_group(f"flags of --distill {method.name}")
-        _add_method_flags(group, method)
-    _add_training_flags(parser, warmup=20)
-    group = parser.add_argument_group("teacher cache: the teacher's outputs on all views, computed once")
-    group.add_argument("--teacher_cache", default="off", metavar="off|auto|on|DIR",
-                       help="auto: where it pays; on: build it if need be; DIR: the same, kept there (default off)")
-    group.add_argument("--cache_dtype", default="float16", choices=("float16", "float32"),
-                       help="of the stored values; the teacher itself always runs in float32")
-    group.add_argument("--cache_dir", default="./save/teacher_cache", metavar="DIR",
-                       help="where caches are kept, shared by all runs")
-    group = parser.add_argument_group("first stage")
-    group.add_argument("--init_epochs", type=positive_int, default=30, metavar="N",
-                       help="epochs of the first stage of factor, abound and fsp")
-    return parser
-
-
-def _add_training_flags(parser, warmup):
-    group = parser.add_argument_group("training")
-    group.add_argument("--recipe", choices=recipes.SCHEDULES, metavar="NAME",
-                       help="published settings as the defaults of the flags below, and of the method's weights: "
-                            + ", ".join(recipes.SCHEDULES))
-    group.add_argument("--epochs", type=positive_int, default=240, metavar="N", help="epochs")
-    group.add_argument("--batch_size", type=positive_int, default=64, metavar="N",
-                       help="images in a step, of all processes together")
-    group.add_argument("--learning_rate", type=positive_float, metavar="RATE",
-                       help=f"(default {RATE}; {MOBILE_LEARNING_RATE} for {', '.join(MOBILE_NETWORKS)})")
-    group.add_argument("--lr_decay_epochs", type=epoch_list, default="150,180,210", metavar="LIST",
-                       help="after these epochs the rate decays")
-    group.add_argument("--lr_decay_rate", type=positive_float, default=0.1, metavar="X", help="to X times itself")
-    group.add_argument("--warm_up", "--wram_up", type=nonnegative_int, default=warmup, metavar="N",
-                       help="epoch e < N runs at e/N of the rate")
-    group.add_argument("--weight_decay", type=nonnegative_float, default=5e-4, metavar="X", help="on every parameter")
-    group.add_argument("--momentum", type=unit_float, default=0.9, metavar="X", help="of SGD")
-    group.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="random seed")
-    group = parser.add_argument_group("data and machine")
-    group.add_argument("--dataset", default="cifar100", choices=LOADERS, metavar="NAME",
-                       help="one of " + ", ".join(LOADERS) + " (default cifar100)")
-    group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
-    group.add_argument("--image_size", type=positive_int, metavar="N",
-                       help="imagenet, folder: height and width of what the networks see (default 224)")
-    group.add_argument("--skip_unreadable", action="store_true",
-                       help="tinyimagenet, imagenet, folder: read every image once at the start, and count and leave "
-                            "out those that cannot be read")
-    group.add_argument("--imbalance", type=up_to_one, default=1.0, metavar="X",
-                       help="long tail: the last class keeps X times the first one's training images, those between "
-                            "an exponential share; 1: all are kept")
-    group.add_argument("--label_noise", type=unit_float, default=0.0, metavar="P",
-                       help="part of the training labels that are replaced by another class's")
-    group.add_argument("--data_seed", type=nonnegative_int, default=0, metavar="N",
-                       help="which images --imbalance keeps and which labels --label_noise replaces; the same for all "
-                            "trials")
-    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
-    group.add_argument("--amp", default="none", choices=("none", "bf16"),
-                       help="bf16: the networks run in bfloat16; losses and BN statistics stay in float32")
-    group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
-    group.add_argument("--compile", action="store_true",
-                       help="the networks through torch.compile; changes the last bits")
-    group.add_argument("--cuda_graph", default="auto", choices=("auto", "on", "off"),
-                       help="on CUDA: a step as one graph; auto: where the method allows it")
-    group.add_argument("--fast", action="store_true",
-                       help="what was measured best: --channels_last, --amp bf16 where the processor has units for it, "
-                            "and for students --teacher_cache auto")
-    group.add_argument("--sync_bn", action="store_true",
-                       help="with torchrun: batch norm over the whole batch, not over each process's share")
-    group.add_argument("--tf32", default="on", choices=("on", "off"),
-                       help="off: float32 convolutions on CUDA keep all their bits, slower (default on, as PyTorch)")
-    group.add_argument("--deterministic", action="store_true",
-                       help="on CUDA: the same bits each time, at a price; the CPU gives them anyway")
-    group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
-                       help="processes that read images (imagenet, folder); data sets held in memory need none")
-    group = parser.add_argument_group("record")
-    group.add_argument("--save_dir", default="./save", metavar="DIR", help="where runs are written")
-    group.add_argument("--save_freq", type=positive_int, default=40, metavar="N", help="epochs between checkpoints")
-    group.add_argument("--print_freq", type=positive_int, default=100, metavar="N", help="steps between lines")
-    group.add_argument("--tb_freq", type=positive_int, default=500, metavar="N",
-                       help="steps between TensorBoard scalars of each loss")
-    group.add_argument("--resume", default="auto", choices=("auto", "never"),
-                       help="auto: go on with an unfinished run of the same folder")
-    group.add_argument("--overwrite", action="store_true", help="start afresh: what the run's folder holds is lost")
-
-
-def _resolve_rate(options, model):
-    if options.learning_rate is None:
-        options.learning_rate = MOBILE_LEARNING_RATE if model in MOBILE_NETWORKS else RATE
-
-
-def _refuse(text, parser, distill):
-    name = text.split("=")[0]
-    owners = [method.name for method in METHODS.values() if any(flag.name == name for flag in flags_of(method))]
-    own = ", ".join(flag.name for flag in flags_of(METHODS[distill])) or "none"
-    if owners:
-        raise UsageError(f"{name} is a flag of {', '.join(owners)}; flags of --distill {distill}: {own}")
-    near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-    raise UsageError(f"{text} is not understood" + (f": did you mean {near[0]}?" if near else ": see --help"))
-
-
-class _StudentHelp(argparse.Action):
-    """Prints the common flags, then those of every method under its name and paper."""
-
-    def __init__(self, option_strings, dest, help):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        formatter = parser.formatter_class(parser.prog)
-        for method in METHODS.values():
-            flags = Parser(add_help=False)
-            _add_method_flags(flags, method)
-            formatter.start_section(f"--distill {method.name}: {method.paper}")
-            formatter.add_text(f"{method.formula}; {defaults_of(method)}")
-            formatter.add_arguments(flags._actions)
-            formatter.end_section()
-        print(_student_parser(None).format_help() + "\n" + formatter.format_help())
-        sys.exit(0)
+    elif options.fast and "teacher_cache" not in given:
+        options.teacher_cache = "auto"
+    return _frozen(options), _student_notes(options, given, unread)
 
 
 def defaults_of(method) -> str:
@@ -254,42 +109,122 @@ def defaults_of(method) -> str:
     return f"{a}, {b}"
 
 
-def device_of(options: Namespace) -> torch.device:
-    """The device to train on, set up as `--deterministic` says; options.device becomes its name. With torchrun each
-    process of a machine gets a GPU of its own and meets the others here; options.processes becomes their number.
-
-    Raises UsageError if CUDA is asked for where there is none, or less than there are processes.
-    """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
-    torch.backends.cudnn.benchmark = not options.deterministic
-    device = torch.device(options.device)
-    if distributed.launched_world_size() > 1:
-        if device.type == "cuda":
-            if distributed.local_rank() >= torch.cuda.device_count():
-                raise UsageError(f"this machine has {torch.cuda.device_count()} CUDA devices, one for each process: "
-                                 "give torchrun as many by --nproc_per_node")
-            device = torch.device("cuda", distributed.local_rank())
-            torch.cuda.set_device(device)
-        distributed.init(device)
-        options.processes = distributed.world_size()
-    return device
+def _frozen(options):
+    del options.config
+    return Options(**vars(options))
 
 
-def check_shares(options: Namespace, data: Data) -> None:
-    """Raise UsageError where the batches of an epoch, or the test images, cannot be shared among the processes."""
-    count, last = distributed.world_size(), len(data.train) % options.batch_size
-    if len(data.test) < count:
-        raise UsageError(f"{data.name} has {len(data.test)} test images, too few for {count} processes: start fewer")
-    if options.batch_size % count:
-        raise UsageError(f"--batch_size {options.batch_size} cannot be shared equally by {count} processes: give a "
-                         f"multiple of {count}")
-    if 0 < last < count:
-        raise UsageError(f"the last batch of an epoch has {last} of the {len(data.train):,} images, too few "
-                         f"for {count} processes: give another --batch_size")
+def _student_parser(method):
+    parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False)
+    parser.add_argument("-h", "--help", action=_StudentHelp, nargs="?", default=argparse.SUPPRESS, metavar="METHOD",
+                        help="show this, or a method's flags")
+    flags.add_student_flags(parser)
+    if method:
+        flags.add_method_flags(parser.add_argument_group(f"flags of --distill {method.name}"), method)
+    flags.add_training_flags(parser, warmup=20)
+    return parser
+
+
+def _without_help(argv):
+    return [word for word in argv if word not in ("-h", "--help")]
+
+
+def _given(argv, method):
+    """The names of the options that the command line itself gives."""
+    parser = _student_parser(method)
+    flags.add_ignored_flags(parser, method)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(argv)).keys()
+
+
+def _with_config(argv):
+    """The command line with that of `--config` before it, whose flags are thus the weaker ones. Raises UsageError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    path = parser.parse_known_args(argv)[0].config
+    if path is None:
+        return argv
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)["settings"]
+        words = []
+        for name, value in settings.items():
+            if value is None or value is False or name in ("overwrite", "resume"):
+                continue
+            flag = {"gamma": "-r", "alpha": "-a", "beta": "-b"}.get(name, f"--{name}")
+            if value is not True:
+                value = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [flag] if value is True else [f"{flag}={value}" if flag.startswith("--") else f"{flag}{value}"]
+        return [*words, *argv]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--config {path} cannot be read as an args.json ({error}): give the one of a run") from None
+
+
+def _resolve_learning_rate(options, model):
+    if options.learning_rate is None:
+        mobile = model in flags.MOBILE_NETWORKS
+        options.learning_rate = flags.MOBILE_LEARNING_RATE if mobile else flags.LEARNING_RATE
+
+
+def _refuse(unknown, parser, own):
+    text = unknown[0]
+    name = text.split("=")[0]
+    owners = [method.name for method in METHODS.values() if any(f.name == name for f in flags_of(method))]
+    if owners and own:
+        raise UsageError(f"{name} is a flag of {', '.join(owners)}; flags of this method: "
+                         + ", ".join(flag.name for flag in own))
+    if text.isdecimal() and "--lr_decay_epochs" in sys.argv:
+        raise UsageError(f"{text} is not understood: epochs are given with commas, such as --lr_decay_epochs "
+                         "150,180,210")
+    near = [flags.FLAG_WORDS[name]] if name in flags.FLAG_WORDS else difflib.get_close_matches(
+        name, parser._option_string_actions, 1)
+    raise UsageError(f"{text} is not understood" + (f": did you mean {near[0]}?" if near else ": see --help"))
+
+
+def _schedule_warnings(o):
+    warnings = []
+    if o.warm_up > 1 and o.warm_up >= o.epochs:
+        warnings.append(f"--warm_up {o.warm_up} fills all {o.epochs} epochs: the full learning rate is "
+                        f"{'reached in the last' if o.warm_up == o.epochs else 'never reached'}")
+    late = [epoch for epoch in o.lr_decay_epochs if epoch >= o.epochs]
+    if late:
+        warnings.append(f"--lr_decay_epochs: with {o.epochs} epochs the learning rate never decays after epoch "
+                        f"{', '.join(map(str, late))}")
+    return [f"warning   {line}" for line in warnings]
+
+
+def _student_notes(o, given, unread):
+    lines = _schedule_warnings(o)
+    if o.avg == 0:
+        lines += [f"warning   --{name} has no effect without the IKD term: give --avg"
+                  for name in ("intra_T", "ikd_means") if name in given]
+    elif o.epochs == 1 and o.ikd_means == "epoch":
+        lines.append("warning   --avg has no effect in one epoch: IKD begins with the second")
+    if o.avg == 0 and o.warm_up > 1 and not {"warm_up", "recipe"} & set(given):
+        lines.append(f"note      a warm-up of {o.warm_up} epochs, as in IKD's code; the CRD benchmark has none: "
+                     "--warm_up 0")
+    if unread:
+        lines.append(f"note      {', '.join(unread)}: not read by {o.distill}, ignored")
+    recipe = recipes.note(o)
+    return lines + ([f"note      {recipe}"] if recipe else [])
+
+
+class _StudentHelp(argparse.Action):
+    """Prints the common flags and a line for each method, or the flags of one method."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values is None:
+            print(_student_parser(None).format_help() + "\nmethods (--help METHOD shows the flags of one):")
+            for name, method in METHODS.items():
+                print(f"  {name:<12}{method.paper.split(', ')[0]}: {defaults_of(method)}")
+            sys.exit(0)
+        try:
+            method = METHODS[flags.method_name(values)]
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"--help {values}: {error}") from None
+        own = Parser(add_help=False, prog="", usage=argparse.SUPPRESS)
+        flags.add_method_flags(own.add_argument_group("flags"), method)
+        print(f"--distill {method.name}: {method.paper}\n{method.formula}; {defaults_of(method)}\n")
+        print(own.format_help(), end="")
+        sys.exit(0)

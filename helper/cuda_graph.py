@@ -1,6 +1,6 @@
 """A training step as one CUDA graph: its hundreds of kernels are launched by one call.
 
-The step is the plain one (loop.train_step): forward passes, losses, backward, optimiser and meters. What a step
+The step is the plain one (step.train_step): forward passes, losses, backward, optimiser and meters. What a step
 reads and writes has fixed places: its batch and the teacher's outputs are copied to where the graph reads them, the
 learning rate and the meters are tensors. A Python value is frozen by the capture, so there is a graph for each
 size of batch (the last one is smaller) and each mode of the terms (IKD collects in the first epoch, Term.mode).
@@ -29,7 +29,7 @@ EAGER_STEPS = 3
 def cuda_capture(step: Callable[[], None]) -> Callable[[], None]:
     """Capture what `step` launches, without running it; returns what runs it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    with torch.cuda.graph(graph, stream=_stream(), capture_error_mode="thread_local"):
         step()
     return graph.replay
 
@@ -51,31 +51,33 @@ def is_captured(asked: str, objective, device: torch.device) -> tuple[bool, dict
     return True, {"step": "one CUDA graph"}
 
 
-class CapturedSteps:
-    """In the place of `train_step`, with its arguments. Where a capture fails, it says so and goes on eagerly.
+class CapturedStep:
+    """In the place of `train_step`, with its arguments. Where a capture fails, it says so and continues eagerly.
 
+    optimizer: whose learning rate becomes a tensor, which a graph reads
     capture: a step that takes nothing -> what repeats it on the same tensors; `cuda_capture`, or in tests its
         equal on the CPU
     """
 
-    def __init__(self, train_step, phase, capture=cuda_capture):
+    def __init__(self, train_step, optimizer: torch.optim.Optimizer, capture=cuda_capture):
         self.train_step, self.capture = train_step, capture
-        self.seen, self.graphs = Counter(), {}
-        for group in phase.optimizer.param_groups:
-            device = group["params"][0].device
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        self.seen: Counter = Counter()
+        self.graphs: dict = {}
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
 
     def __call__(self, phase, batch: Batch, teacher: Outputs, meters) -> None:
         kind = len(batch.labels), phase.objective.mode()
         if kind not in self.graphs:
             if self.seen[kind] < EAGER_STEPS:
                 self.seen[kind] += 1
-                return self.train_step(phase, batch, teacher, meters)
+                with side_stream(batch.labels.device):
+                    return self.train_step(phase, batch, teacher, meters)
             places = Batch(*each(Tensor.clone, batch)), Outputs(*each(Tensor.clone, teacher))
             try:
                 self.graphs[kind] = places, self.capture(lambda: self.train_step(phase, *places, meters))
             except RuntimeError as error:  # nothing has run, so nothing is lost
-                print(f"note      the step cannot be captured ({str(error).splitlines()[0]}): going on eagerly",
+                print(f"note      the step cannot be captured ({str(error).splitlines()[0]}): continuing eagerly",
                       flush=True)
                 self.seen[kind] = -math.inf
                 return self.train_step(phase, batch, teacher, meters)
@@ -86,8 +88,12 @@ class CapturedSteps:
 
 
 @contextlib.contextmanager
-def side_stream():
-    """Work inside goes to a stream of its own, as capturing wants it, in order with what comes before and after."""
+def side_stream(device: torch.device):
+    """Work inside is launched to a stream of its own, as steps before a capture need, in order with what comes before
+    and after; on the CPU there are no streams."""
+    if device.type != "cuda":
+        yield
+        return
     stream = _stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

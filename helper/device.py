@@ -10,14 +10,14 @@ from helper.util.errors import UsageError
 
 
 def open_device(options: Namespace) -> torch.device:
-    """The device that `--device` asks for, set up as `--deterministic` and `--tf32` say. With torchrun each process of a
-    machine gets a GPU of its own, and meets the others here.
+    """The device that `--device` asks for, set up as `--deterministic` and `--tf32` say. With torchrun each process of
+    a machine gets a GPU of its own, and meets the others here.
 
     Raises UsageError where CUDA is asked for and there is none, or fewer GPUs than processes.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    cuda = options.device == "cuda" or options.device == "auto" and torch.cuda.is_available()
+    cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
         torch.use_deterministic_algorithms(True)

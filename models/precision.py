@@ -66,15 +66,11 @@ LOGITS = frozenset({"logits"})
 def precision_of(options: Namespace, device: torch.device) -> Precision:
     """What `--amp`, `--channels_last` and `--compile` ask for.
 
-    With `--fast` the first two and the teacher cache are set before, to what scripts/bench.py measured best on the
-    CPU; bfloat16 only where there are units for it.
+    `--fast` asks for the first two, as scripts/bench.py measured best on the CPU; bfloat16 only where there are units
+    for it.
     """
-    if options.fast:
-        options.channels_last = True
-        options.amp = "bf16" if _has_bf16_units(device) else options.amp
-        if getattr(options, "teacher_cache", None) == "off":
-            options.teacher_cache = "auto"
-    return Precision(options.amp == "bf16", options.channels_last, options.compile)
+    bf16 = options.amp == "bf16" or (options.fast and _has_bf16_units(device))
+    return Precision(bf16, options.channels_last or options.fast, options.compile)
 
 
 def _has_bf16_units(device):

@@ -17,7 +17,6 @@ import resource
 import statistics
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +30,14 @@ from dataset.cifar100 import MEAN, STD
 from dataset.views import views_of
 from distiller_zoo import METHODS, Setup
 from helper.cli import student_options
-from helper.cuda_graph import CapturedSteps, side_stream
-from helper.loop import LiveTeacher, Phase, distill_batches, sgd, train_step
 from helper.meters import Meters
 from helper.objective import student_objective
+from helper.schedule import schedule
+from helper.step import Phase, choose_step, sgd
 from helper.teacher.cache import CachedTeacher
+from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import batches_ahead
+from helper.teacher.source import LiveTeacher
 from helper.util.arguments import positive_int
 from models import model_dict
 from models.precision import Precision
@@ -109,20 +110,19 @@ def our_steps(variant: Variant, a, device: torch.device):
         source = CachedTeacher({"logits": table}, flip=True)
     else:
         source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
-    phase = Phase("train", student, source, objective, sgd(student.parameters(), options), None, 1,
-                  precision=precision, ahead=batches_ahead(setup.teacher, objective.reads, a.batch_size, device))
-    views, meters, epoch = dataset.TrainViews(data, device), Meters(list(objective.terms), device), 0
-    take, where = (CapturedSteps(train_step, phase), side_stream) if variant.captured else (train_step, nullcontext)
-    with where():
-        while True:
-            epoch += 1
-            phase.objective.start_epoch(epoch, torch.Generator(device))
-            plan = dataset.epoch_plan(IMAGES, True, 0, "1", "train", epoch)
-            for batch, outputs in distill_batches(phase, views, plan, a.batch_size):
-                if len(batch.labels) == a.batch_size:
-                    take(phase, batch, outputs, meters)
-                    yield
-            phase.objective.end_epoch(epoch)
+    loader = DistillLoader(dataset.TrainViews(data, device), source, a.batch_size,
+                           batches_ahead(setup.teacher, objective.reads, a.batch_size, device))
+    phase = Phase("train", student, loader, objective, sgd(student.parameters(), options), schedule(options), 1,
+                  (0, "1"), precision=precision, captured=variant.captured)
+    step, meters, epoch = choose_step(phase), Meters(list(objective.terms), device), 0
+    while True:
+        epoch += 1
+        phase.start_epoch(epoch)
+        for batch, outputs in phase.batches(epoch):
+            if len(batch.labels) == a.batch_size:
+                step(phase, batch, outputs, meters)
+                yield
+        phase.end_epoch(epoch)
 
 
 class RandomImages(torch.utils.data.Dataset):

@@ -102,5 +102,6 @@ class RunFolder:
         except FileNotFoundError:
             there = None
         if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            raise RunError(f"{self / LOCK} was removed or replaced while this run held it, so another process may train "
-                           "in its folder: nothing more is written; give the same command to continue, once no other runs")
+            raise RunError(f"{self / LOCK} was removed or replaced while this run held it, so another process may "
+                           "train in its folder: nothing more is written; give the same command to continue, once no "
+                           "other runs")

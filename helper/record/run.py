@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +38,7 @@ class Earlier(NamedTuple):
 
     result: dict | None = None
     state: dict | None = None
-    decisions: dict[str, Any] = {}
+    decisions: Mapping[str, Any] = MappingProxyType({})
 
 
 class Record:
@@ -162,7 +164,7 @@ class RunRecord(Record):
         self.logger, self.display = None, None
 
     def start(self, facts, decisions, notes):
-        for name, fact in facts.items():
+        for name, fact in (facts | {"folder": self.folder.path}).items():
             print(f"{name:<10}{fact}", flush=True)
         for note in notes:
             print(note, flush=True)
@@ -282,8 +284,8 @@ class RunRecord(Record):
         path, cure = self.folder.path, "give another --save_dir, or --overwrite to start anew"
         held = self.folder.read_json("args.json")
         if held is None:
-            raise UsageError(f"{path} holds a run without its args.json, so its settings are not known: bring that file "
-                             f"back, {cure}")
+            raise UsageError(f"{path} holds a run without its args.json, so its settings are not known: bring that "
+                             f"file back, {cure}")
         if not isinstance(held.get("settings"), dict) or not isinstance(held.get("decisions"), dict):
             raise UsageError(f"{path} holds a run of an earlier version of this code: {cure}")
         there, now = held["decisions"].get("processes", 1), decisions.get("processes", 1)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset import Batch, Data, EvalImages, TrainViews
+from dataset import Data, EvalImages, TrainViews
 from helper.evaluation import Evaluation, evaluate
-from helper.loop import LiveTeacher
 from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
+from helper.teacher.source import LiveTeacher, TeacherSource
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.files import write_json
@@ -35,7 +35,7 @@ class CacheInputs(NamedTuple):
 
     asked: "on" or "auto"
     reads: the fields of the teacher that the run reads
-    earlier: "cache" or "live", what the run that goes on here had chosen; None for a new run
+    earlier: "cache" or "live", what the run that is resumed had chosen; None for a new run
     left: the part of the cache that is still to be built, 0 to 1
     epochs: those still to train
     views: of an image
@@ -58,6 +58,11 @@ class CacheInputs(NamedTuple):
 def unstored(reads: frozenset[str]) -> list[str]:
     """Those of the fields that no cache holds."""
     return sorted(reads - set(FIELDS))
+
+
+def needs_all_views(options) -> bool:
+    """Whether IKD takes its class means over all views, which a complete cache alone holds."""
+    return options.ikd_means == "all" and options.avg != 0
 
 
 def decide(s: CacheInputs) -> tuple[str, str]:
@@ -93,11 +98,11 @@ def decide(s: CacheInputs) -> tuple[str, str]:
         return "complete", "as this run began (cache)"
     if build >= s.epochs:
         return "live", f"live teacher: {costs}"
-    return "complete", f"pays: {costs}"
+    return "complete", f"estimated to be faster: {costs}"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TeacherPlan:
     """Where a run's teacher outputs will come from.
 
     source: "live", "complete" or "grow"; cache: None for "live"
@@ -113,8 +118,13 @@ class Plan:
     batch_size: int
     precision: Precision = FLOAT32
 
-    def open(self, views: TrainViews, stop: Callable[[], None]) -> Callable[[Batch], Outputs]:
-        """batch -> the outputs that are read; fills the cache first where it is to be complete.
+    @property
+    def kind(self) -> str:
+        """"live" or "cache": what a resumed run keeps."""
+        return "live" if self.source == "live" else "cache"
+
+    def open(self, views: TrainViews, stop: Callable[[], None]) -> TeacherSource:
+        """The source of the outputs that are read; fills the cache first where it is to be complete.
 
         Raises as Cache.prepare and Cache.fill, and what `stop` raises.
         """
@@ -147,38 +157,36 @@ class Plan:
         return CachedTeacher(tables, views.flip)
 
 
-def plan(options, teacher: Classifier, data: Data, probe: Outputs, reads: frozenset[str],
-         device: torch.device, precision: Precision, run) -> Plan:
-    """Choose by `--teacher_cache`; the choice is written to options.teacher_source, so that a run that is gone on
-    with keeps it.
+def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torch.device, record) -> TeacherPlan:
+    """Choose by `--teacher_cache`; a resumed run keeps its choice.
 
-    probe: the teacher's outputs for any images, for their widths
-    reads: the fields that the objective reads
-    run: a Run, for the epochs that it still has to train and its earlier choice
+    trainee: a build.Trainee, for what its objective reads of the teacher
+    record: for the epochs that the run still has to train and its earlier choice
     Raises UsageError where `--ikd_means all` cannot have the cache that it needs.
     """
+    reads, probe, precision = trainee.objective.reads, trainee.setup.teacher, trainee.precision
     source, cache, facts = "live", None, {}
     if options.teacher_cache != "off" and not data.countable:
-        facts = {"cache": f"live teacher: an image of {data.name} has views without number, which no cache can hold"}
+        facts = {"cache": f"live teacher: {data.name} has unbounded random augmentation, which no cache can hold"}
     elif options.teacher_cache != "off":
         if reads and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         source, reason = distributed.broadcast_from_rank0(
-            lambda: decide(_situation(options, cache, reads, device, run)))
+            lambda: decide(_inputs(options, cache, reads, device, record)))
         stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
         facts = {"cache": reason + stored}
-    if options.ikd_means == "all" and source == "live":
+    if needs_all_views(options) and source == "live":
         raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
                          f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "
                          "that reads no feature maps, or --ikd_means epoch")
-    options.teacher_source = "live" if source == "live" else "cache"
     batch_size = CUDA_BATCH if device.type == "cuda" else options.batch_size
-    return Plan(teacher, reads, source, None if source == "live" else cache, facts, batch_size,
+    return TeacherPlan(teacher, reads, source, None if source == "live" else cache, facts, batch_size,
                 precision if source == "live" else FLOAT32)
 
 
-def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precision, folder: str) -> Evaluation:
+def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalImages, precision: Precision,
+                            folder: str) -> Evaluation:
     """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on. Where the
     images are read as they are needed, they may change, and it is measured each time."""
     if not data.countable:
@@ -190,20 +198,17 @@ def tested(teacher: Classifier, data: Data, test: EvalImages, precision: Precisi
 
     def held():
         # Not there yet, or damaged.
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError), open(path) as file:
+        with contextlib.suppress(OSError, ValueError, TypeError), open(path, encoding="utf-8") as file:
             return Evaluation(**json.load(file))
-
-    def keep():
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --cache_dir") from None
-        write_json(path, accuracy._asdict())
 
     accuracy = distributed.broadcast_from_rank0(held)
     if accuracy is None:
         accuracy = evaluate(teacher, test, precision, what="the teacher's test accuracy")
-        distributed.broadcast_from_rank0(keep)
+        # Kept to save time: where it cannot be, the next run measures it again.
+        with contextlib.suppress(OSError):
+            if distributed.rank() == 0:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                write_json(path, accuracy._asdict())
     return accuracy
 
 
@@ -220,14 +225,14 @@ def batches_ahead(probe: Outputs, reads: frozenset[str], batch_size: int, device
     return max(1, min(AHEAD, memory // image) // batch_size)
 
 
-def _situation(options, cache, reads, device, run):
+def _inputs(options, cache, reads, device, record):
     # Means over all views exist in a complete cache alone: `auto` has no choice then.
-    asked = "on" if options.ikd_means == "all" else options.teacher_cache
+    asked = "on" if needs_all_views(options) else options.teacher_cache
     fields = sorted(reads)
     needed, free = cache.disk(fields) if cache else (0, 0)
     return CacheInputs(
-        asked, reads, run.earlier.get("teacher_source"), cache.left(fields) if cache else 1.0,
-        run.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
+        asked, reads, record.earlier.decisions.get("teacher_source"), cache.left(fields) if cache else 1.0,
+        record.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
         cache.bytes(*fields) if cache else 0, _device_free(device))
 
 

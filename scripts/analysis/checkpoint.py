@@ -10,7 +10,7 @@ import torch
 
 import dataset
 from dataset import Data
-from helper.cli import device_of
+from helper.device import open_device
 from helper.record.records import Record, read_run
 from helper.util.arguments import nonnegative_int, positive_int
 from helper.util.errors import UsageError
@@ -60,7 +60,7 @@ def open_checkpoint(options: Namespace) -> tuple[LoadedCheckpoint, Data, torch.d
 
     Raises UsageError, DataError, CheckpointError, ModelError.
     """
-    device = device_of(options)
+    device = open_device(options)
     # Libraries and data sets say on standard output what they fetch; that is for what is measured.
     with contextlib.redirect_stdout(sys.stderr):
         loaded = load(options.checkpoint, device)

@@ -9,11 +9,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import train_student
-import train_teacher
 from distiller_zoo import METHODS
 from helper import cli
 from helper.record import published
+from helper.record.naming import student_folder, teacher_folder
 from helper.record.records import has_stage, label
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError
@@ -226,7 +225,7 @@ def _student(teacher, pair, spec, flags, trial, o):
     argv += [x for flag, value in cache.items() if flag not in o.flags for x in (flag, value)] + o.flags
     options = cli.student_options(argv)
     stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
-    name = train_student.folder_name(options, teacher.model)
+    name = student_folder(options, teacher.model)
     return Job(name, os.path.join(o.save_dir, "student_model", name), (_script("train_student.py"), *argv),
                options.epochs + stage, vars(options), needs=teacher.job.name if teacher.job else None, pair=pair,
                method=spec, trial=trial, remarks=tuple(remarks(vars(options), pair)))
@@ -252,7 +251,7 @@ def _teacher(model, o):
         argv = ["--model", model, "--trial", TEACHER_TRIAL, *schedule(epochs, False, False), *_common(o),
                 *o.teacher_flags]
         options = cli.teacher_options(argv)
-        folder = os.path.join(o.save_dir, "models", train_teacher.folder_name(options))
+        folder = os.path.join(o.save_dir, "models", teacher_folder(options))
         job = Job(os.path.basename(folder), folder, (_script("train_teacher.py"), *argv), options.epochs,
                   vars(options))
         return Teacher(model, os.path.join(folder, f"{model}_last.pth"), job)

@@ -211,10 +211,10 @@ def test_a_run_stopped_with_its_workers_ends_with_the_same_bits(images, copy, tm
 
     (copy / "train/ant/0.jpg").rename(copy / "train/ant/00.jpg")
     refused = scripts.run("train_student.py", *there)
-    assert refused.returncode == 2 and "--data_content 19+9 images, " in refused.stderr
+    assert refused.returncode == 2 and "data_content 19+9 images, " in refused.stderr
     (copy / "train/ant/00.jpg").rename(copy / "train/ant/0.jpg")
 
-    assert "going on after epoch" in scripts.succeed("train_student.py", *there, "--num_workers", 0).stdout
+    assert "continuing after epoch" in scripts.succeed("train_student.py", *there, "--num_workers", 0).stdout
     a, b = (record(scripts.only(tmp_path / save / "student_model")) for save in "ab")
     assert_same(a, b)
     settings = json.loads((scripts.only(tmp_path / "b/student_model") / "args.json").read_text())["settings"]

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import dataset
-import train_student
-import train_teacher
 from dataset.long_tail import add_label_noise, make_long_tailed, profile
 from helper.evaluation import class_accuracies, evaluate, shots
+from helper.record.naming import student_folder, teacher_folder
 from models import model_dict
 from tests.support import scripts
 
@@ -97,8 +96,8 @@ def test_the_flags_are_in_the_folders_names_and_only_when_given():
                          ((0.01, 0.2, 3), "cifar100-imb0.01-noise0.2-dseed3"), ((1.0, 0.2, 0), "cifar100-noise0.2")]:
         for o in (student, teacher):
             o.imbalance, o.label_noise, o.data_seed = flags
-        assert train_student.folder_name(student, "T") == f"S:resnet8_T:T_{shown}_kd_r:1_a:0_b:0_intrat:2_avg:0_1"
-        assert train_teacher.folder_name(teacher) == f"resnet8_{shown}_lr_0.05_decay_0.0005_trial_0"
+        assert student_folder(student, "T") == f"S:resnet8_T:T_{shown}_kd_r:1_a:0_b:0_intrat:2_avg:0_1"
+        assert teacher_folder(teacher) == f"resnet8_{shown}_lr_0.05_decay_0.0005_trial_0"
 
 
 def test_a_run_with_a_tail_and_noise_records_each_class(digits, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import dataset
-import train_student
 from distiller_zoo import METHODS
+from helper.build import make_setup
 from helper.cli import student_options
 from helper.util.seeding import derive_seed
 from models import Outputs, build, load_model
@@ -91,11 +91,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_only_with_as_many_processes(
             stopped.send_signal(signal.SIGTERM)
     errors = stopped.stderr.read()
     assert stopped.wait() != 0
-    assert errors.count("stopped by SIGTERM; the same command goes on") == 1, errors
+    assert errors.count("stopped by SIGTERM; the same command continues") == 1, errors
     lone = scripts.run("train_student.py", *flags, "--save_dir", tmp_path / "again")
     assert lone.returncode == 2 and "holds a run of 2 processes, and there is 1 now" in lone.stderr
     again = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "again")
-    assert again.returncode == 0 and "going on after epoch" in again.stdout, again.stderr
+    assert again.returncode == 0 and "continuing after epoch" in again.stdout, again.stderr
     one, other = (torch.load(next((tmp_path / name).rglob("resnet8_last.pth")), weights_only=True)
                   for name in ("whole", "again"))
     assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
@@ -109,7 +109,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
     views = dataset.TrainViews(data, torch.device("cpu"))
     torch.manual_seed(0)
     networks = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
-    built = METHODS[method](train_student.probe(*networks, data), options)
+    built = METHODS[method](make_setup(*networks, data), options)
     stage = built.stage(networks[0])
     term = (stage.term if stage else built).eval()  # batch norm in regressors goes by its statistics
     term.start_epoch(2, torch.Generator())

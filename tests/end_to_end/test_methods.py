@@ -9,8 +9,8 @@ import torch
 from dataset import Batch
 from distiller_zoo import METHODS, MethodError, Setup
 from helper import cli
-from helper.loop import LiveTeacher
 from helper.objective import Objective, student_objective
+from helper.teacher.source import LiveTeacher
 from models import model_dict
 from tests.support import scripts
 
@@ -108,7 +108,7 @@ def test_kd_and_ikd_add_up_with_it(name, pair):
     _, _, setup, batch, out_s, out_t = pair
     chosen = options(name, "-r", "0.5", "--avg", "2")
     if METHODS[name].alpha_adds_kd and METHODS[name].alpha is not None:
-        chosen.alpha = 0.9
+        chosen = options(name, "-r", "0.5", "--avg", "2", "-a", "0.9")
     torch.manual_seed(1)
     objective = student_objective(METHODS[name](setup, chosen), setup, chosen)
     expected = {"ce", name, "ikd"} if METHODS[name].in_main else {"ce", "ikd"}

@@ -93,7 +93,7 @@ def test_a_signal_saves_the_last_finished_epoch_and_says_so(digits_teacher, tmp_
     afresh.until("train  1/50")
     afresh.signal(signal.SIGKILL)
     afresh.wait()
-    assert "going on" not in afresh.stdout and len(scripts.read_log(folder)) <= 2
+    assert "continuing" not in afresh.stdout and len(scripts.read_log(folder)) <= 2
 
 
 @pytest.mark.parametrize("name", ["resume.pth", "args.json"])

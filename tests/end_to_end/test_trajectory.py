@@ -9,12 +9,14 @@ import torch.nn.functional as F
 import dataset
 from distiller_zoo import METHODS, Setup
 from helper import cli
-from helper.loop import LiveTeacher, Phase, fit, sgd
+from helper.loop import fit
 from helper.objective import student_objective
-from helper.record.run import Run
-from helper.schedule import rates
+from helper.record.run import RunRecord
+from helper.schedule import schedule
+from helper.step import Phase, sgd
+from helper.teacher.loader import DistillLoader
+from helper.teacher.source import LiveTeacher
 from models import model_dict
-from models.precision import FLOAT32
 from tests.golden import recipe
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trajectories.json").read_text())
@@ -34,7 +36,7 @@ class RecipeBatches:
         return None
 
     def batches(self, plan, batch_size):
-        return iter(self.fixed)
+        yield from self.fixed
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -54,14 +56,14 @@ def test_run_equals_golden(name, tmp_path):
         out_s, out_t = (network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher))
     setup = Setup(out_s, out_t, student.name, teacher.name, views.labels, 100)
     objective = student_objective(METHODS[options.distill](setup, options), setup, options)
-    phase = Phase("train", student, LiveTeacher(teacher, objective.reads), objective,
-                  sgd([*student.parameters(), *objective.parameters()], options), rates(options), options.epochs,
-                  {"student": student, "objective": objective})
-    run = Run(options, ("students", "scalars"), "golden", student, digits)
-    run.start(torch.device("cpu"), FLOAT32, {})
-    fit(phase, views, dataset.EvalImages(digits, torch.device("cpu")), run, options)
+    loader = DistillLoader(views, LiveTeacher(teacher, objective.reads), options.batch_size)
+    phase = Phase("train", student, loader, objective, sgd([*student.parameters(), *objective.parameters()], options),
+                  schedule(options), options.epochs, (0, "1"), {"student": student, "objective": objective})
+    run = RunRecord(options, ("students", "scalars"), "golden", student, 10, {})
+    run.start({}, {}, [])
+    fit(phase, dataset.EvalImages(digits, torch.device("cpu")), run)
 
-    assert [line["rate"] for line in run.lines] == pytest.approx(golden["lrs"], rel=1e-6)
+    assert [line["learning_rate"] for line in run.lines] == pytest.approx(golden["lrs"], rel=1e-6)
     assert [line["loss"] for line in run.lines] == pytest.approx(golden["epoch_mean_loss"], rel=1e-3)
     norms = {key: value.float().norm().item() for key, value in student.state_dict().items()}
     for key, norm in golden["final_weight_norms"].items():

@@ -12,10 +12,12 @@ import dataset
 from distiller_zoo import METHODS, Setup, Term
 from helper import cuda_graph
 from helper.cli import student_options
-from helper.cuda_graph import CapturedSteps, is_captured
-from helper.loop import LiveTeacher, Phase, distill_batches, set_rate, train_step
+from helper.cuda_graph import CapturedStep, is_captured
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
+from helper.step import Phase, train_step
+from helper.teacher.loader import DistillLoader
+from helper.teacher.source import LiveTeacher
 from helper.util.errors import UsageError
 from helper.util.nested import tensors
 from models import model_dict
@@ -77,19 +79,16 @@ def train(method, take_by, epochs=3, ahead=1):
         *student.parameters(), *objective.parameters()]
     # The fused kernel takes its rate from a tensor, as the one of CUDA does.
     optimizer = torch.optim.SGD([p.requires_grad_() for p in trained], lr=0.01, momentum=0.9, fused=True)
-    phase = Phase("train", student, LiveTeacher(teacher, objective.reads), objective, optimizer, None, epochs,
-                  ahead=ahead)
+    loader = DistillLoader(views, LiveTeacher(teacher, objective.reads), BATCH, ahead)
+    phase = Phase("train", student, loader, objective, optimizer, lambda epoch: 0.01 / epoch, epochs, (0, "1"))
     take, meters, read = take_by(phase), Meters(list(objective.terms), CPU), []
     for epoch in range(1, epochs + 1):
-        set_rate(optimizer, 0.01 / epoch)
-        objective.start_epoch(epoch, torch.Generator().manual_seed(epoch))
-        student.train(objective.reads_student)
+        phase.start_epoch(epoch)
         meters.reset()
-        plan = dataset.epoch_plan(len(views), False, 0, "1", "train", epoch)
-        for batch, outputs in distill_batches(phase, views, plan, BATCH):
+        for batch, outputs in phase.batches(epoch):
             take(phase, batch, outputs, meters)
         read.append(meters.read(objective.reads_student))
-        objective.end_epoch(epoch)
+        phase.end_epoch(epoch)
     held = [[list(a.losses.items()), a.loss, str(a.top1)] for a in read]
     return {"net": student.state_dict(), "objective": objective.state_dict(), "meters": held}, take
 
@@ -102,7 +101,7 @@ def test_a_captured_step_is_the_plain_one(method, monkeypatch):
     """Bit for bit, over epochs of full batches and a last smaller one, in and after the epoch that IKD collects in."""
     monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 1)
     plain, _ = train(method, lambda phase: train_step, epochs=4)
-    captured, steps = train(method, lambda phase: CapturedSteps(train_step, phase, record), epochs=4)
+    captured, steps = train(method, lambda phase: CapturedStep(train_step, phase.optimizer, record), epochs=4)
     assert_same(plain, captured)
     # After the first epoch, in which there is one small batch, IKD's mode is another.
     with_ikd = "ikd" in plain["meters"][0][0][-1]
@@ -132,7 +131,7 @@ def test_where_a_capture_fails_training_goes_on_eagerly(capsys):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     plain, _ = train("kd", lambda phase: train_step)
-    other, steps = train("kd", lambda phase: CapturedSteps(train_step, phase, fails))
+    other, steps = train("kd", lambda phase: CapturedStep(train_step, phase.optimizer, fails))
     assert_same(plain, other)
     said = capsys.readouterr().out.splitlines()
     assert said and all("captured (operation not permitted when stream is capturing)" in line for line in said)
@@ -150,12 +149,10 @@ def test_a_teacher_that_works_ahead_says_the_same(method):
 
 def test_lessons_are_the_batches_of_the_plan_whatever_is_ahead():
     views = views_of_digits(BATCHES * BATCH + LAST)
-    plan = dataset.epoch_plan(len(views), False, 0, "1", "train", 1)
     teacher = LiveTeacher(model_dict["resnet8"](num_classes=10), frozenset({"logits", "stages"}))
     seen = {}
     for ahead in (1, 3):
-        phase = Phase("train", None, teacher, None, None, None, 1, ahead=ahead)
-        seen[ahead] = list(distill_batches(phase, views, plan, BATCH))
+        seen[ahead] = list(DistillLoader(views, teacher, BATCH, ahead).epoch(0, "1", "train", 1))
     assert [len(batch.labels) for batch, _ in seen[3]] == [BATCH] * BATCHES + [LAST]
     for (batch, outputs), (other, others) in zip(seen[1], seen[3], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(other), strict=True))

@@ -11,15 +11,17 @@ import dataset
 from distiller_zoo import Term
 from helper.cli import student_options
 from helper.evaluation import evaluate
-from helper.loop import LiveTeacher, Phase, fit, sgd
+from helper.loop import fit
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
-from helper.record.run import Run
-from helper.schedule import lr_at, rates
+from helper.record.run import RunRecord
+from helper.schedule import learning_rate_at, schedule
+from helper.step import Phase, sgd
+from helper.teacher.loader import DistillLoader
+from helper.teacher.source import NoTeacher
 from helper.util.errors import RunError
 from helper.util.seeding import derive_seed
 from models import model_dict
-from models.precision import FLOAT32
 
 DECAY = [150, 180, 210]
 
@@ -27,17 +29,17 @@ DECAY = [150, 180, 210]
 @pytest.mark.parametrize("epoch, rate", [(1, 0.05), (150, 0.05), (151, 0.005), (180, 0.005), (181, 5e-4),
                                          (210, 5e-4), (211, 5e-5), (240, 5e-5)])
 def test_rate_decays_after_its_epochs(epoch, rate):
-    assert lr_at(epoch, 0.05, DECAY, 0.1) == pytest.approx(rate)
+    assert learning_rate_at(epoch, 0.05, DECAY, 0.1) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("epoch, rate", [(1, 0.0025), (2, 0.005), (19, 0.0475), (20, 0.05), (21, 0.05), (151, 0.005)])
 def test_warm_up_ends_at_the_full_rate(epoch, rate):
-    assert lr_at(epoch, 0.05, DECAY, 0.1, warmup=20) == pytest.approx(rate)
+    assert learning_rate_at(epoch, 0.05, DECAY, 0.1, warmup=20) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_no_warm_up_at_all(warmup):
-    assert lr_at(1, 0.05, DECAY, 0.1, warmup) == 0.05
+    assert learning_rate_at(1, 0.05, DECAY, 0.1, warmup) == 0.05
 
 
 def test_meters_average_over_samples_not_steps():
@@ -136,12 +138,13 @@ def drawn_in_two_epochs(folder, trial, monkeypatch):
     options = student_options(["--path_t", "t", "--epochs", "2", "--trial", trial, "--save_dir", str(folder)])
     network, term, cpu = model_dict["resnet8"](num_classes=10), Draws(), torch.device("cpu")
     objective = Objective({"ce": CrossEntropy(), "draws": term})
-    phase = Phase("train", network, LiveTeacher(network, objective.reads), objective,
-                  sgd(network.parameters(), options), rates(options), 2, {"student": network, "objective": objective})
-    run = Run(options, ("students", "scalars"), trial, network, data)
-    run.start(cpu, FLOAT32, {})
-    fit(phase, dataset.TrainViews(data, cpu), dataset.EvalImages(data, cpu), run, options)
-    run.lock.close()
+    loader = DistillLoader(dataset.TrainViews(data, cpu), NoTeacher(), options.batch_size)
+    phase = Phase("train", network, loader, objective, sgd(network.parameters(), options), schedule(options), 2,
+                  (0, trial), {"student": network, "objective": objective})
+    run = RunRecord(options, ("students", "scalars"), trial, network, 10, {})
+    run.start({}, {}, [])
+    fit(phase, dataset.EvalImages(data, cpu), run)
+    run.folder.lock.close()
     return term.drawn
 
 

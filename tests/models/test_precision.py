@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from dataset import Batch
-from helper.loop import LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
+from helper.step import Phase, sgd, train_step
 from models import Outputs, model_dict
 from models.precision import FLOAT32, Precision
 from tests.support import scripts
@@ -23,8 +23,8 @@ def run_steps(precision, steps=6):
     network = precision.prepare(model_dict["resnet8"](num_classes=10)).train()
     objective = Objective({"ce": CrossEntropy()})
     options = student_options(["--path_t", "t", "--learning_rate", "0.02"])
-    phase = Phase("train", network, LiveTeacher(network, frozenset()), objective, sgd(network.parameters(), options),
-                  None, 1, precision=precision)
+    phase = Phase("train", network, None, objective, sgd(network.parameters(), options), None, 1, (0, "1"),
+                  precision=precision)
     network.train()
     images, labels = torch.randn(steps, 32, 3, 32, 32), torch.arange(32) % 10
     losses = []
@@ -71,7 +71,8 @@ def test_fast_sets_what_was_measured_best_on_this_device(units, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     options = student_options(["--path_t", "t", "--fast"])
     assert precision_of(options, torch.device("cpu")) == Precision(bf16=units, channels_last=True)
-    assert (options.amp, options.teacher_cache) == ("bf16" if units else "none", "auto")
+    assert options.teacher_cache == "auto"
+    assert student_options(["--path_t", "t", "--fast", "--teacher_cache", "off"]).teacher_cache == "off"
     plain = student_options(["--path_t", "t"])
     assert precision_of(plain, torch.device("cpu")) == FLOAT32 and plain.teacher_cache == "off"
 

@@ -299,7 +299,7 @@ def test_a_run_of_wrapped_nets_is_resumed(tmp_path):
     process.until("train 1/2")
     process.signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM, process.stderr
-    assert "going on after epoch 1" in scripts.succeed(*command).stdout
+    assert "continuing after epoch 1" in scripts.succeed(*command).stdout
     folder = scripts.only(tmp_path / "student_model")
     assert folder.name.startswith(f"S:{SMALL}_T:{SMALL}_digits_similarity_")
     assert [set(line["losses"]) for line in scripts.read_log(folder)] == [{"ce", "similarity"}] * 2

@@ -8,7 +8,9 @@ import sys
 import torch
 
 import train_student
+from helper import build
 from helper.util import distributed
+from tests.support import cpu_sync_bn
 
 
 def check_shares():
@@ -26,6 +28,7 @@ def check_shares():
 
 if __name__ == "__main__":
     save_dir, teacher, flags, methods = sys.argv[1:]
+    build.convert_sync_batchnorm = cpu_sync_bn.convert_sync_batchnorm
     for method in methods.split(","):
         sys.argv = ["train_student.py", "--path_t", teacher, "--save_dir", save_dir, "--distill", method,
                     *shlex.split(flags)]

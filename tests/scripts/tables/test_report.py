@@ -11,12 +11,12 @@ import pytest
 
 from helper.cli import student_options
 from helper.record import published
+from helper.record.naming import student_folder
 from helper.record.records import label, read_records
 from scripts.tables.aggregate import RESAMPLES, SEED, bootstrap, rows_of, table
 from scripts.tables.hparams import write_hparams
 from scripts.tables.report import FILES, latex, write_report
 from tests.support import scripts
-from train_student import folder_name
 
 PAIR = "resnet56->resnet20"
 
@@ -26,7 +26,7 @@ def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finishe
     options = student_options(["--path_t", f"save/models/{teacher}_vanilla/ckpt_epoch_240.pth", "--model_s", "resnet20",
                                "--epochs", str(len(tops)), *flags.split()])
     held = vars(options) | {"device": "cpu", "teacher_source": "live"} | settings
-    folder = save / "student_model" / folder_name(options, teacher)
+    folder = save / "student_model" / student_folder(options, teacher)
     folder.mkdir(parents=True)
     best = max(range(len(tops)), key=lambda i: tops[i])
     (folder / "args.json").write_text(json.dumps({
@@ -63,7 +63,7 @@ def asked(*flags_of_runs):
     runs = []
     for flags in flags_of_runs:
         options = student_options(["--path_t", "t", "--model_s", "resnet20", *flags.split()])
-        runs.append({"name": folder_name(options, "resnet56"), "pair": PAIR, "method": label(vars(options)),
+        runs.append({"name": student_folder(options, "resnet56"), "pair": PAIR, "method": label(vars(options)),
                      "variant": "", "trial": options.trial})
     return {"title": "Asked", "runs": runs}
 

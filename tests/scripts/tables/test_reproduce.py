@@ -17,7 +17,7 @@ from distiller_zoo import METHODS
 from helper.cli import student_options, teacher_options
 from helper.record import published
 from helper.record.records import label, read_records
-from helper.schedule import rates
+from helper.schedule import schedule as learning_rates
 from helper.util.errors import Interrupted
 from models import model_dict
 from scripts.tables.plan import Job, preset, remarks, schedule, weights
@@ -67,7 +67,8 @@ def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
     assert schedule(1, True, True)[2:] == ["--lr_decay_epochs", "1", "--warm_up", "0", "--init_epochs", "1"]
     shorter = student_options(["--path_t", "t", *schedule(120, True, False)])
     usual = student_options(["--path_t", "t"])
-    assert [rates(shorter)(e) for e in range(10, 121)] == [rates(usual)(2 * e) for e in range(10, 121)]
+    shorter, usual = learning_rates(shorter), learning_rates(usual)
+    assert [shorter(e) for e in range(10, 121)] == [usual(2 * e) for e in range(10, 121)]
 
 
 @pytest.mark.parametrize("name", METHODS)

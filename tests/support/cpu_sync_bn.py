@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch of several processes (`--sync_bn`)."""
+"""Batch norm over the whole batch of several processes on the CPU, by plain operations."""
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -7,15 +7,7 @@ from helper.util import distributed
 
 
 def convert_sync_batchnorm(module: nn.Module, device: torch.device) -> None:
-    """Give every batch norm inside the statistics of all processes' images; names and values of the state stay.
-
-    On CUDA PyTorch's SyncBatchNorm, which knows no CPU; there the same by plain operations.
-    """
-    if distributed.world_size() == 1:
-        return
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
+    """In the place of build.convert_sync_batchnorm."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             synchronised = PlainSyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine,
