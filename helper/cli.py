@@ -140,7 +140,7 @@ def _given(argv, method):
 
 def _with_config(argv):
     """The command line with that of `--config` before it, whose flags are thus the weaker ones. Raises UsageError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--config")
     path = parser.parse_known_args(argv)[0].config
     if path is None:

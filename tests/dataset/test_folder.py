@@ -200,7 +200,7 @@ def test_a_run_stopped_with_its_workers_ends_with_the_same_bits(images, copy, tm
              "-r", 0.1, "-a", 0.9, "--avg", 1, "--epochs", 8, "--batch_size", 8, "--teacher_cache", "on")
     whole = scripts.succeed("train_student.py", *flags, "--data_dir", images, "--num_workers", 0,
                             "--save_dir", tmp_path / "a")
-    assert "live teacher: an image of folder has views without number" in whole.stdout
+    assert "live teacher: folder has unbounded random augmentation" in whole.stdout
     there = (*flags, "--data_dir", copy, "--save_dir", tmp_path / "b")
     process = scripts.Process("train_student.py", *there, "--num_workers", 1)
     process.until("train 2/8")
@@ -233,4 +233,4 @@ def test_means_over_all_views_are_refused_where_these_cannot_be_counted(images, 
     process = scripts.run("train_student.py", "--path_t", teacher(tmp_path / "resnet8_t"), "--dataset", "folder",
                           "--data_dir", images, "--image_size", 32, "--avg", 1, "--ikd_means", "all",
                           "--num_workers", 0, "--save_dir", tmp_path, "--teacher_cache", "on")
-    assert process.returncode == 2 and "views without number" in process.stderr
+    assert process.returncode == 2 and "unbounded random augmentation" in process.stderr

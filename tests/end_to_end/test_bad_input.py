@@ -5,8 +5,6 @@ import torch
 from models import model_dict
 from tests.support import scripts
 
-OTHER_METHODS_FLAG = "flags of --distill {}: "
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -47,14 +45,19 @@ STUDENT = [
     ("--path_t {files}/resnet8_vanilla/nan.pth", "fc.bias"),
     ("--path_t {files}/resnet20_vanilla/wrong.pth", "does not fit resnet20"),
     ("--path_t {files}/resnet8_vanilla/hundred.pth", "100 classes, digits has 10: give a teacher trained on digits"),
-    ("--distill nothing", "choose from"),
+    ("--distill nothing", "there is no method 'nothing': choose from"),
+    ("--distill KD", "did you mean kd?"),
+    ("--distill dkd+ikd", "give --distill dkd --avg"),
+    ("--distill ikd", "give --distill kd --avg"),
+    ("--distill at", "did you mean attention?"),
+    ("--distill ab", "did you mean abound?"),
     ("--model_s resnet9", "choose from"),
-    ("--dataset cifar1000", "choose from"),
-    ("--distill kd --hint_layer 2", "--hint_layer is a flag of hint; flags of --distill kd: --kd_T"),
-    ("--distill dkd --feat_dim 64", "--feat_dim is a flag of correlation, crd; flags of --distill dkd: --kd_T"),
-    ("--distill hint --wttm_gamma 1", "--wttm_gamma is a flag of wttm; flags of --distill hint: --hint_layer, --kd_T"),
-    ("--distill wttm --kd_T 4", "flags of --distill wttm: --wttm_gamma, --wttm_beta"),
+    ("--dataset CIFAR100", "did you mean cifar100?"),
+    ("--distill kd --mlkd_T 2", "--mlkd_T is a flag of mlkd; flags of this method: --kd_T"),
     ("--epoch 3", "did you mean --epochs"),
+    ("--lr 0.1", "did you mean --learning_rate"),
+    ("--gpu 0", "did you mean --device cuda"),
+    ("--lr_decay_epochs 150 180 210", "such as --lr_decay_epochs 150,180,210"),
     ("--nothing", "see --help"),
     ("stray", "stray is not understood"),
     ("--kd_T 0", "'0' is not a number above 0"),
@@ -79,7 +82,6 @@ STUDENT = [
     ("--distill dkd --logit_std yes", "choose from"),
     ("--distill reviewkd --batch_size 131", "of 1442 images in batches of 131 one is left alone"),
     ("--trial ../up", "cannot end a folder's name"),
-    ("--ikd_means all", "--ikd_means"),
     ("--init_epochs 0", "'0' is not an integer of 1 or more"),
 ]
 BOTH = [
@@ -108,7 +110,7 @@ BOTH = [
     *([] if torch.cuda.is_available() else [("--device cuda", "use --device cpu")]),
 ]
 TEACHER = [("--model resnet9", "choose from"), ("--trial one", "'one' is not an integer of 0 or more"),
-           ("--distill kd", "unrecognized arguments: --distill kd"), ("-t -1", "'-1' is not an integer of 0 or more")]
+           ("--distill kd", "--distill is not understood"), ("-t -1", "'-1' is not an integer of 0 or more")]
 
 
 def refuse(script, given, flags, says, files, folder):
