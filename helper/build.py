@@ -96,7 +96,7 @@ def make_setup(student: Classifier, teacher: Classifier, data: Data) -> Setup:
     """What a method may know: both networks' outputs for two black images, for their shapes; labels and names."""
     images = torch.zeros(2, *data.image_shape)
     with torch.no_grad():
-        out_s, out_t = (network.eval()(images, named=True) for network in (student, teacher))
+        out_s, out_t = (network.eval()(images, named=True, cam=True) for network in (student, teacher))
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
 
 

@@ -16,12 +16,12 @@ from helper.util.arguments import (
     unit_float,
     up_to_one,
 )
-from models import ModelError, check_name
-from models._registry import ZOOS, own_models
+from models import ModelError, check_name, model_dict
+from models._registry import ZOOS
 
 # The benchmark's learning rate for the networks made for phones; every other student starts at 0.05.
 MOBILE_NETWORKS, MOBILE_LEARNING_RATE, LEARNING_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01, 0.05
-NETWORKS = ", ".join([*own_models(), *(f"{zoo}:NAME" for zoo in ZOOS)])
+NETWORKS = ", ".join([*model_dict, *(f"{zoo}:NAME" for zoo in ZOOS)])
 # What the CRD benchmark's code or IKD's takes with every method: taken here too, whatever the method reads.
 PUBLISHED_FLAGS = ("--kd_T", "--wttm_gamma", "--wttm_beta", "--feat_dim", "--mode", "--nce_k", "--nce_t", "--nce_m",
                    "--hint_layer")

@@ -217,8 +217,8 @@ def test_a_run_stopped_with_its_workers_ends_with_the_same_bits(images, copy, tm
     assert "continuing after epoch" in scripts.succeed("train_student.py", *there, "--num_workers", 0).stdout
     a, b = (record(scripts.only(tmp_path / save / "student_model")) for save in "ab")
     assert_same(a, b)
-    settings = json.loads((scripts.only(tmp_path / "b/student_model") / "args.json").read_text())["settings"]
-    assert settings["teacher_source"] == "live" and settings["image_size"] == 32
+    args = json.loads((scripts.only(tmp_path / "b/student_model") / "args.json").read_text())
+    assert args["decisions"]["teacher_source"] == "live" and args["settings"]["image_size"] == 32
 
 
 def test_an_unreadable_image_ends_a_run_with_one_line(copy, tmp_path):
