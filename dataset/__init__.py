@@ -1,14 +1,23 @@
-"""Data sets by name, and the views of them that training sees."""
+"""Data sets by name, each one file of this folder, found by itself; and the views of them that training sees."""
+import importlib
+import pkgutil
 from argparse import Namespace
+from collections.abc import Callable
 
-from dataset import cifar10, cifar100, digits, folder, long_tail, tinyimagenet
-from dataset._base import Data, DataError, Split
+from dataset import long_tail
+from dataset._base import Data, DataError, EvalData, Samples, Split, TrainData
 from dataset.views import Batch, EvalImages, TrainViews, epoch_plan
 
-LOADERS = {"cifar100": cifar100.load, "cifar10": cifar10.load, "tinyimagenet": tinyimagenet.load,
-           "imagenet": folder.load("imagenet"), "folder": folder.load("folder"), "digits": digits.load}
-# The settings that a loader takes beside the folder; those of image files alone.
-SETTINGS = {"tinyimagenet": tinyimagenet.SETTINGS, "imagenet": folder.SETTINGS, "folder": folder.SETTINGS}
+# The files of this folder that are no data sets, beside those that start with an underscore.
+SERVICES = ("long_tail", "views")
+# By name: load(root, **settings), and the settings that it takes, named as the flags that give them.
+LOADERS: dict[str, Callable[..., Data]] = {}
+SETTINGS: dict[str, tuple[str, ...]] = {}
+
+for _name in sorted(found.name for found in pkgutil.iter_modules(__path__)):
+    if not _name.startswith("_") and _name not in SERVICES:
+        _module = importlib.import_module(f"{__name__}.{_name}")
+        LOADERS[_name], SETTINGS[_name] = _module.load, getattr(_module, "SETTINGS", ())
 
 
 def load(name: str, root: str, **settings) -> Data:
@@ -24,7 +33,7 @@ def from_options(o: Namespace) -> Data:
 
     Raises DataError as `load`, and for a flag that the data set has no use for.
     """
-    taken = SETTINGS.get(o.dataset, ())
+    taken = SETTINGS[o.dataset]
     for flag in ("image_size", "skip_unreadable"):
         if getattr(o, flag) and flag not in taken:
             takers = ", ".join(name for name, settings in SETTINGS.items() if flag in settings)
@@ -43,5 +52,5 @@ def title(o: Namespace) -> str:
     return "-".join([o.dataset, *(f"{word}{value:g}" for word, value, off in given if value != off)])
 
 
-__all__ = ["LOADERS", "Batch", "Data", "DataError", "EvalImages", "Split", "TrainViews", "epoch_plan", "from_options",
-           "load", "title"]
+__all__ = ["LOADERS", "Batch", "Data", "DataError", "EvalData", "EvalImages", "Samples", "Split", "TrainData",
+           "TrainViews", "epoch_plan", "from_options", "load", "title"]

@@ -1,35 +1,121 @@
-"""What a data set is: names, images and labels; all in memory, or read as they are needed (see folder.py)."""
+"""What a data set is: names, images and labels; and what the training loop reads of it.
+
+The images are in memory (Split) or in files (dataset/_stream.py): each implements Samples, and hands out the training
+and the test set as TrainData and EvalData, so that nobody else distinguishes the two.
+"""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dataset.views import EvalImages, TrainViews
+from dataset.views import Batch, EvalImages, TrainViews
 from helper.util.errors import UserError
 
 
 class DataError(UserError):
-    """Data that is missing or cannot be fetched or read; the message says the cure."""
+    """Data that is missing or cannot be fetched or read; the message says what to do."""
 
     same_everywhere = False  # each machine has its own disk
 
 
+class TrainData(Protocol):
+    """A training set on a device; labels: (n,) int64 on the device."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
+        """The order of the samples in an epoch and what decides each position's view, both (n,) int64.
+
+        A pure function of its arguments, drawn on the CPU. `phase` is "train", or the name of a method's first stage.
+        """
+
+    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
+        """The batches of a plan, or of a part of one, in its order; the last, smaller one is kept."""
+
+
+class EvalData(Protocol):
+    """A test set on a device; labels: (n,) int64 on the device."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of a part of the samples, in order, of at most `batch_size` at once."""
+
+
+class Samples(Protocol):
+    """Images and their labels, wherever they are.
+
+    labels: (n,) int64 in [0, classes); countable: whether an image has finitely many views, numbered by TrainViews
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def countable(self) -> bool: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, height, width) of what a network sees."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Samples:
+        """The samples at these places, in this order; index: (m,) int64."""
+
+    def relabelled(self, labels: Tensor) -> Samples:
+        """The same images with other labels."""
+
+    def stamp(self) -> bytes:
+        """What tells samples that are read from files as needed from changed ones; empty for samples in memory."""
+
+    def train_data(self, data: Data, device: torch.device) -> TrainData:
+        """These samples as a training set; data: the data set that they are of."""
+
+    def eval_data(self, data: Data, device: torch.device) -> EvalData:
+        """These samples as a test set; data: the data set that they are of."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """images: (n, 3, height, width) uint8; labels: (n,) int64 in [0, classes)."""
+    """Samples in memory; images: (n, 3, height, width) uint8; labels: (n,) int64 in [0, classes)."""
 
     images: Tensor
     labels: Tensor
+
+    countable = True
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.images.shape
+        return channels, height, width
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Split:
-        """The samples at these places, in this order; index: (m,) int64."""
         return Split(self.images[index], self.labels[index])
+
+    def relabelled(self, labels: Tensor) -> Split:
+        return replace(self, labels=labels)
+
+    def stamp(self) -> bytes:
+        return b""
+
+    def train_data(self, data: Data, device: torch.device) -> TrainViews:
+        return TrainViews(data, device)
+
+    def eval_data(self, data: Data, device: torch.device) -> EvalImages:
+        return EvalImages(data, device)
 
 
 @dataclass(frozen=True)
@@ -40,7 +126,6 @@ class Data:
     flip: whether a training view may be mirrored (not for digits, whose mirror images are no digits)
     note: what was done to the training set, for the run's first lines, as '; imbalance 0.01: ...'
     shots: (classes,) int64, the training images of each class in a long tail, before label noise; else None
-    countable: whether an image has finitely many views, which TrainViews numbers
     superclasses: of each class, in their order, the name of its superclass; empty where there are none
     """
 
@@ -49,28 +134,33 @@ class Data:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flip: bool
-    train: Split
-    test: Split
+    train: Samples
+    test: Samples
     note: str = ""
     shots: Tensor | None = None
     superclasses: tuple[str, ...] = ()
 
-    countable: ClassVar[bool] = True
-
-    def train_views(self, device: torch.device) -> TrainViews:
-        """The training set as the loop reads it: len, labels, plan(...), batches(plan, batch_size)."""
-        return TrainViews(self, device)
-
-    def test_images(self, device: torch.device) -> EvalImages:
-        """The test set as the loop reads it: len, labels, batches(batch_size)."""
-        return EvalImages(self, device)
-
-    def content(self) -> str | None:
-        """What a data set that is read from its files as needed consists of, in a few words; None for one in memory,
-        which a run's options name."""
-        return None
+    @property
+    def countable(self) -> bool:
+        return self.train.countable
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(3, height, width) of what a network sees."""
-        return tuple(self.train.images.shape[1:])
+        return self.train.image_shape
+
+    def train_views(self, device: torch.device) -> TrainData:
+        """The training set as the loop reads it."""
+        return self.train.train_data(self, device)
+
+    def test_images(self, device: torch.device) -> EvalData:
+        """The test set as the loop reads it."""
+        return self.test.eval_data(self, device)
+
+    def content(self) -> str | None:
+        """What a data set that is read from its files as needed consists of, in a few words; None for one in memory,
+        which a run's options name."""
+        stamps = [self.train.stamp(), self.test.stamp()]
+        if stamps == [b"", b""]:
+            return None
+        return f"{len(self.train)}+{len(self.test)} images, {hashlib.sha256(b''.join(stamps)).hexdigest()[:12]}"

@@ -10,7 +10,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset._base import Data, DataError
+from dataset._image import decode
 from dataset.views import Batch, normalise
+from helper.util.errors import printable
+from helper.util.files import open_regular
 from helper.util.seeding import derive_seed
 
 # Pixels in a batch of the test, at most: those of 64 images of 224x224.
@@ -28,22 +31,48 @@ TEST_PIXELS = 64 * 224 * 224
 
 @dataclass(frozen=True)
 class Files:
-    """Images in files, in the place of Split.
+    """Samples in files.
 
     root: a folder; names: (n,) bytes, the files' paths in it (an array: worker processes share its memory, as
         they would not share a list's); labels: (n,) int64 in [0, classes)
+    size: height and width of what a network sees
+    workers: processes that read images; 0: the main one
     """
 
     root: str
     names: np.ndarray
     labels: Tensor
+    size: int = 224
+    workers: int = 0
+
+    countable = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 3, self.size, self.size
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Files:
-        """The samples at these places, in this order; index: (m,) int64."""
-        return Files(self.root, self.names[index.numpy()], self.labels[index])
+        return replace(self, names=self.names[index.numpy()], labels=self.labels[index])
+
+    def relabelled(self, labels: Tensor) -> Files:
+        return replace(self, labels=labels)
+
+    def stamp(self) -> bytes:
+        """A digest of the files' names, labels, sizes and times of change."""
+        digest = hashlib.sha256(b"\0".join(self.names.tolist()) + self.labels.numpy().tobytes())
+        for i in range(len(self)):
+            found = os.stat(self.path(i))
+            digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+        return digest.digest()
+
+    def train_data(self, data: Data, device: torch.device) -> StreamedViews:
+        return StreamedViews(self, data, device)
+
+    def eval_data(self, data: Data, device: torch.device) -> StreamedImages:
+        return StreamedImages(self, data, device)
 
     def path(self, i: int) -> str:
         """The path of an image."""
@@ -52,103 +81,53 @@ class Files:
     def image(self, i: int) -> Image.Image:
         """The decoded image, RGB. Raises DataError, which names the file, where it cannot be read."""
         try:
-            with Image.open(self.path(i)) as image:
-                return image.convert("RGB")
+            with open_regular(self.path(i)) as file:
+                return decode(file)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            reason = printable(getattr(error, "strerror", None) or error) or type(error).__name__
             raise DataError(f"{self.path(i)} cannot be read ({reason})") from None
 
 
-@dataclass(frozen=True)
-class StreamedData(Data):
-    """A data set whose images stay in their files; train and test are Files.
+class _Streamed:
+    """Files on their way to a device."""
 
-    size: height and width of what a network sees
-    workers: processes that read images; 0: the main one
-    """
+    def __init__(self, files: Files, data: Data, device: torch.device):
+        self.files, self.flip, self.labels = files, data.flip, files.labels.to(device)
+        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
 
-    size: int = 224
-    workers: int = 0
-
-    countable = False
-
-    def train_views(self, device: torch.device) -> StreamedViews:
-        return StreamedViews(self, device)
-
-    def test_images(self, device: torch.device) -> StreamedImages:
-        return StreamedImages(self, device)
-
-    def content(self) -> str:
-        """Its size, and a digest of its files' names, labels, sizes and times of change."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.test):
-            digest.update(b"\0".join(part.names.tolist()))
-            digest.update(part.labels.numpy().tobytes())
-            for i in range(len(part)):
-                found = os.stat(part.path(i))
-                digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
-        return f"{len(self.train)}+{len(self.test)} images, {digest.hexdigest()[:12]}"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return 3, self.size, self.size
+    def __len__(self) -> int:
+        return len(self.files)
 
 
-class StreamedViews:
-    """A training set in files, in the place of TrainViews.
+class StreamedViews(_Streamed):
+    """Files as TrainData.
 
     A view is ImageNet's usual one: a window of 8% to 100% of the area, of a ratio from 3/4 to 4/3, brought to
     size x size, and mirrored with probability 1/2.
     """
 
-    def __init__(self, data: StreamedData, device: torch.device):
-        self.files, self.size, self.workers, self.flip = data.train, data.size, data.workers, data.flip
-        self.labels = data.train.labels.to(device)
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
     def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
-        """The order of the samples in an epoch and the seed of each position's view, both (n,) int64.
-
-        A pure function of its arguments, drawn on the CPU.
-        """
+        """The order of the samples in an epoch and the seed of each position's view, both (n,) int64."""
         generator = torch.Generator().manual_seed(derive_seed(seed, trial, phase, epoch, "views"))
         order = torch.randperm(len(self), generator=generator)
         return order, torch.randint(2**62, (len(self),), generator=generator)
 
     def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
-        """The batches of an epoch, in the plan's order; the last, smaller one is kept.
-
-        Raises DataError where an image cannot be read.
-        """
+        """See TrainData. Raises DataError where an image cannot be read."""
         order, device = plan[0], self.labels.device
-        pixels = read(self.files, _train_transform(self.size, self.flip), plan, batch_size, self.workers, device)
+        pixels = read(self.files, _train_transform(self.files.size, self.flip), plan, batch_size, device)
         for images, index in zip(pixels, order.to(device).split(batch_size), strict=True):
             yield Batch(normalise(images, self.mean, self.std), self.labels[index], index, None)
 
 
-class StreamedImages:
-    """A test set in files, in the place of EvalImages: the shorter side brought to 8/7 of size, the middle cut out."""
-
-    def __init__(self, data: StreamedData, device: torch.device):
-        self.files, self.size, self.workers = data.test, data.size, data.workers
-        self.labels = data.test.labels.to(device)
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
-
-    def __len__(self) -> int:
-        return len(self.files)
+class StreamedImages(_Streamed):
+    """Files as EvalData: the shorter side brought to 8/7 of size, the middle cut out."""
 
     def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of a part of the samples, in order; of large images fewer than `batch_size` at once.
-
-        Raises DataError where an image cannot be read.
-        """
-        batch_size = max(1, min(batch_size, TEST_PIXELS // self.size**2))
+        """See EvalData; of large images fewer than `batch_size` at once. Raises DataError where one cannot be read."""
+        batch_size = max(1, min(batch_size, TEST_PIXELS // self.files.size**2))
         order = torch.arange(len(self))[part]
-        pixels = read(self.files, _test_transform(self.size), (order, order), batch_size, self.workers,
-                      self.labels.device)
+        pixels = read(self.files, _test_transform(self.files.size), (order, order), batch_size, self.labels.device)
         for images, labels in zip(pixels, self.labels[part].split(batch_size), strict=True):
             yield normalise(images, self.mean, self.std), labels
 
@@ -166,39 +145,39 @@ def _test_transform(size):
     return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
 
 
-def problems(files: Files, workers: int) -> Iterator[str | None]:
+def problems(files: Files) -> Iterator[str | None]:
     """Decode every image once, in order: what is wrong with it, in words, or None."""
     order = torch.arange(len(files))
-    for found in _started(_loader(_Check(files), (order, order), 32, workers, list)):
+    for found in _started(_loader(_Images(files, None), (order, order), 32, list)):
         yield from found
 
 
 def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[Tensor, Tensor], batch_size: int,
-         workers: int, device: torch.device) -> Iterator[Tensor]:
+         device: torch.device) -> Iterator[Tensor]:
     """Batches of transformed images on the device: uint8 (B, 3, height, width).
 
     transform: a torchvision transform; it draws from PyTorch's generator, seeded for each image
     plan: (places, seeds), each (n,) int64
     Raises DataError where an image cannot be read, or a worker is killed.
     """
-    loader = _loader(_Images(files, transform), plan, batch_size, workers, _stack, pin=device.type == "cuda")
+    loader = _loader(_Images(files, transform), plan, batch_size, _stack, pin=device.type == "cuda")
     try:
         for images in _started(loader):
             if isinstance(images, str):
-                raise DataError(f"{images}: mend or remove it, or give --skip_unreadable, which reads every image once "
-                                "at the start, and counts and leaves out those that cannot be read")
+                raise DataError(f"{images}: repair or remove it, or give --skip_unreadable, which reads every image "
+                                "once at the start, and counts and leaves out those that cannot be read")
             yield images.to(device, non_blocking=True)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(f"a process that reads images has died ({' '.join(str(error).split())}): if memory is short, "
+        raise DataError(f"a process that reads images has died ({printable(error)}): if memory is short, "
                         "give a smaller --num_workers") from None
 
 
-def _loader(images, plan, batch_size, workers, collate, pin=False):
+def _loader(images, plan, batch_size, collate, pin=False):
     batches = _Batches(plan, batch_size)
     # More processes than processors, or than batches, would only wait.
-    workers = min(workers, len(os.sched_getaffinity(0)), len(batches))
+    workers = min(images.files.workers, len(os.sched_getaffinity(0)), len(batches))
     # A generator of its own: the loader would draw from the one that dropout uses.
     return DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin,
                       generator=torch.Generator())
@@ -229,33 +208,23 @@ class _Batches:
 
 
 class _Images:
-    """The transformed image of (place, seed); where it cannot be read, what is wrong, in words."""
+    """The transformed image of (place, seed); where it cannot be read, what is wrong, in words. Without a transform
+    None for an image that can be read."""
 
-    def __init__(self, files, transform):
+    def __init__(self, files: Files, transform: Callable[[Image.Image], Tensor] | None):
         self.files, self.transform = files, transform
 
-    def __getitem__(self, place_and_seed):
+    def __getitem__(self, place_and_seed: tuple[int, int]) -> Tensor | str | None:
         place, seed = place_and_seed
         try:
             image = self.files.image(place)
         except DataError as error:
             return str(error)
+        if self.transform is None:
+            return None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image)
-
-
-class _Check:
-    """None for an image that can be read, else what is wrong, in words."""
-
-    def __init__(self, files):
-        self.files = files
-
-    def __getitem__(self, place_and_seed):
-        try:
-            self.files.image(place_and_seed[0])
-        except DataError as error:
-            return str(error)
 
 
 def _stack(images):

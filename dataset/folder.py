@@ -1,46 +1,50 @@
-"""ImageNet, and any folder of class folders: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test).
+"""Any folder of class folders: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test/CLASS/*.jpg).
 
 The layout is that of torchvision's ImageFolder, and so is the numbering: classes in the order of their folders'
 names, images in the order of theirs, folders within a class folder included. Images are streamed (_stream.py).
 """
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from dataset._base import DataError
-from dataset._stream import Files, StreamedData, problems
+from dataset._base import Data, DataError
+from dataset._image import EXTENSIONS
+from dataset._stream import Files, problems
 from helper.util.progress import progress
 
 # ImageNet's, which its pretrained networks expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-SIZE = 224
+SIZE, SIZE_LIMIT = 224, 2048
 SETTINGS = ("image_size", "num_workers", "skip_unreadable")
-SPLITS = {"imagenet": ("val",), "folder": ("val", "test")}
 # Files named in a message, at most.
 NAMED = 3
 
 
-def load(name: str) -> Callable[..., StreamedData]:
-    """The loader of `name`, "imagenet" or "folder": (root, image_size, num_workers, skip_unreadable) -> StreamedData.
+def load(root: str, image_size: int | None = None, num_workers: int = 0, skip_unreadable: bool = False,
+         name: str = "folder", held_out: tuple[str, ...] = ("val", "test")) -> Data:
+    """The data set in `root`, streamed.
 
-    It raises DataError where a folder is missing or empty, or the classes of the two parts differ.
+    image_size: height and width of what a network sees, 224 if not given; num_workers: processes that read images
+    skip_unreadable: read every image once, and leave out those that cannot be read, instead of raising later
+    held_out: the folder of the test images is the first of these names that is there
+    Raises DataError where a folder is missing, empty or cannot be read, or the classes of the two parts differ.
     """
-    def load(root: str, image_size: int | None = None, num_workers: int = 0, skip_unreadable: bool = False):
-        held = _held_out(root, SPLITS[name])
-        print(f"reading the file names in {root}", flush=True)
-        classes, train = _scan(os.path.join(root, "train"))
-        found, test = _scan(held)
-        _compare(classes, found, os.path.join(root, "train"), held)
-        if skip_unreadable:
-            train, test = (_readable(part, num_workers) for part in (train, test))
-        for part in (train, test):
-            _no_class_empty(part, classes)
-        return StreamedData(name, classes, MEAN, STD, True, train, test, size=image_size or SIZE, workers=num_workers)
-
-    return load
+    size = image_size or SIZE
+    if size > SIZE_LIMIT:
+        raise DataError(f"--image_size {size} is too large: give at most {SIZE_LIMIT}")
+    train_folder, test_folder = os.path.join(root, "train"), _held_out(root, held_out)
+    print(f"reading the file names in {root}", flush=True)
+    classes, train = _scan(train_folder, size, num_workers)
+    found, test = _scan(test_folder, size, num_workers)
+    _compare(classes, found, train_folder, test_folder)
+    if skip_unreadable:
+        train, test = _readable(train), _readable(test)
+    for part in (train, test):
+        _no_class_empty(part, classes)
+    return Data(name, classes, MEAN, STD, True, train, test)
 
 
 def _held_out(root, names):
@@ -60,20 +64,28 @@ def _must_be_folder(path, layout):
         raise DataError(f"{path} {'is a file' if os.path.lexists(path) else 'does not exist'}: {layout}")
 
 
-def _scan(folder):
-    """(the classes' names, Files) of a folder of class folders; a class may still be without images."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    # Hidden folders (.ipynb_checkpoints, .git) are no classes.
-    classes = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+def _scan(folder: str, size: int, workers: int) -> tuple[tuple[str, ...], Files]:
+    """The classes' names, and the images, of a folder of class folders; a class may still be without images."""
+    _, folders, files = next(os.walk(folder, onerror=_refuse))
+    classes = tuple(sorted(name for name in folders if not name.startswith(".")))  # .git and the like are no classes
     if not classes:
-        loose = sum(e.name.lower().endswith(IMG_EXTENSIONS) for e in os.scandir(folder))
+        loose = sum(name.lower().endswith(EXTENSIONS) for name in files)
         holds = f"{loose} images but no class folder" if loose else "no class folder"
         raise DataError(f"{folder} holds {holds}: put the images of each class into {os.path.join(folder, 'CLASS')}")
-    places = {name: i for i, name in enumerate(classes)}
-    samples = make_dataset(folder, places, IMG_EXTENSIONS, allow_empty=True)
-    names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in samples], dtype=np.bytes_)
-    return classes, Files(folder, names, torch.tensor([label for _, label in samples], dtype=torch.int64))
+    samples = [(os.fsencode(os.path.relpath(path, folder)), label)
+               for label, name in enumerate(classes) for path in _images(os.path.join(folder, name))]
+    names = np.array([name for name, _ in samples], dtype=np.bytes_)
+    return classes, Files(folder, names, torch.tensor([c for _, c in samples], dtype=torch.int64), size, workers)
+
+
+def _images(folder: str) -> Iterator[str]:
+    for place, _, files in sorted(os.walk(folder, onerror=_refuse, followlinks=True)):
+        yield from (os.path.join(place, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS))
+
+
+def _refuse(error: OSError) -> None:
+    """os.walk would leave out, silently, what it cannot read."""
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or remove it") from None
 
 
 def _compare(classes, found, train, held):
@@ -94,20 +106,18 @@ def _no_class_empty(files, classes):
                         "the folder from both parts")
 
 
-def _readable(files, workers):
-    """The files that can be read; says how many cannot, and names some."""
-    bar = progress(f"checking the images of {files.root}", len(files), unit=" images")
-    bad, good = [], torch.ones(len(files), dtype=torch.bool)
-    for i, problem in enumerate(problems(files, workers)):
-        if problem is not None:
-            good[i] = False
-            bad.append(problem)
-        bar.update()
-    bar.close()
+def _readable(files):
+    """The files that can be read; prints how many cannot, and names some."""
+    with progress(f"checking the images of {files.root}", len(files), unit=" images") as bar:
+        found = []
+        for problem in problems(files):
+            found.append(problem)
+            bar.update()
+    bad = [problem for problem in found if problem is not None]
     if bad:
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         print(f"note      {len(bad)} of {len(files):,} images are left out: {'; '.join(bad[:NAMED])}{more}", flush=True)
-    return files.take(good.nonzero().squeeze(1))
+    return files.take(torch.tensor([i for i, problem in enumerate(found) if problem is None], dtype=torch.int64))
 
 
 def _listed(what, names):

@@ -1,4 +1,4 @@
-"""Training sets that are unequal or add_label_noise on purpose; test sets stay as they are.
+"""Training sets that are unequal or mislabelled on purpose; test sets stay as they are.
 
 Long tail: class c of C keeps n_c = n_max · imbalance^(c/(C-1)) training images, rounded down; n_max is the largest
 class's count (Cui et al., "Class-Balanced Loss", CVPR 2019; Cao et al., "Label-Distribution-Aware Margin Loss",
@@ -49,4 +49,4 @@ def add_label_noise(data: Data, noise: float, seed: int) -> Data:
     wrong = torch.randperm(len(labels), generator=generator)[: round(noise * len(labels))]
     labels[wrong] = (labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=generator)) % classes
     note = f"; label noise {noise:g}: {len(wrong):,} training labels are wrong"
-    return replace(data, train=replace(data.train, labels=labels), note=data.note + note)
+    return replace(data, train=data.train.relabelled(labels), note=data.note + note)

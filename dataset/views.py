@@ -8,7 +8,7 @@ Normalize. A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from helper.util.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from dataset._base import Data
+    from dataset._base import Data, Split
 
 PADDING = 4
 OFFSETS = 2 * PADDING + 1
@@ -71,13 +71,13 @@ def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int
 
 
 class TrainViews:
-    """A training set on a device, of which batches are gathered by (index, view).
+    """A training set in memory on a device (TrainData), of which batches are gathered by (index, view).
 
     data: its training images are padded once and kept as one uint8 tensor on `device`
     """
 
     def __init__(self, data: Data, device: torch.device):
-        split, self.flip = data.train, data.flip
+        split, self.flip = cast("Split", data.train), data.flip
         self.height, self.width = split.images.shape[2:]
         self.images = F.pad(split.images, (PADDING,) * 4).to(device)
         self.labels = split.labels.to(device)
@@ -119,10 +119,11 @@ class TrainViews:
 
 
 class EvalImages:
-    """A test set on a device, in batches of normalised images."""
+    """A test set in memory on a device (EvalData), in batches of normalised images."""
 
     def __init__(self, data: Data, device: torch.device):
-        self.images, self.labels = data.test.images.to(device), data.test.labels.to(device)
+        split = cast("Split", data.test)
+        self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
 
     def __len__(self) -> int:

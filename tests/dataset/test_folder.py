@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 import dataset
 from dataset import DataError
+from dataset._stream import problems
 from dataset.folder import MEAN, STD
 from models import model_dict
 from tests.end_to_end.test_resume import assert_same, record
@@ -160,7 +161,7 @@ def test_an_unreadable_image_is_named_and_left_out_only_by_the_flag(workers, cop
     data = load(copy, num_workers=workers)
     with pytest.raises(DataError, match=r"train/(bee/3|cat/1).jpg cannot be read \(.*give --skip_unreadable"):
         batches(data, data.train_views(CPU).plan(0, "1", "train", 1))
-    with pytest.raises(DataError, match=r"val/ant/2.png cannot be read \(cannot identify"):
+    with pytest.raises(DataError, match=r"val/ant/2.png cannot be read \(it is no JPEG, PNG"):
         list(data.test_images(CPU).batches(4))
     capsys.readouterr()
     data = load(copy, num_workers=workers, skip_unreadable=True)
@@ -176,6 +177,41 @@ def test_a_class_of_unreadable_images_alone_is_refused(copy):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="train has no image in the class folder bee"):
         load(copy, skip_unreadable=True)
+
+
+def test_only_the_formats_of_images_are_opened_and_only_regular_files(copy):
+    (copy / "train/bee/0.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    Image.fromarray(np.full((40, 40), 300, dtype=np.uint16)).save(copy / "train/bee/1.png")
+    (copy / "train/bee/2.jpg").unlink()
+    os.mkfifo(copy / "train/bee/2.jpg")
+    files = load(copy).train
+    said = [problem for problem in problems(files) if problem]
+    assert len(said) == 3
+    for name, reason in (("0.jpg", "it is no JPEG, PNG, PPM, BMP, TIFF or WEBP"),
+                         ("1.png", "it has more than 8 bits a channel: convert it to 8"),
+                         ("2.jpg", "it is a pipe or a device, not a file")):
+        assert sum(f"train/bee/{name} cannot be read ({reason})" in line for line in said) == 1
+
+
+def test_a_subfolder_that_cannot_be_read_is_not_left_out_silently(copy):
+    # Root may read any folder, but nobody one whose path is too long.
+    folder = os.open(copy / "train/bee", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=folder)
+        inner = os.open("x" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    with pytest.raises(DataError, match=r"train/bee/xxx.* cannot be read \(File name too long\)"):
+        load(copy)
+
+
+def test_a_file_with_other_content_is_another_data_set(copy):
+    before = load(copy).content()
+    assert load(copy).content() == before
+    path = copy / "val/ant/0.png"
+    path.write_bytes((copy / "val/ant/1.png").read_bytes())
+    assert load(copy).content() != before
 
 
 def teacher(folder):

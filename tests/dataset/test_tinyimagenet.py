@@ -157,7 +157,7 @@ ANNOTATIONS = good()["val/val_annotations.txt"]
      "the class 'n99', which wnids.txt does not name"),
     ({"val/val_annotations.txt": ANNOTATIONS + b"val_1.JPEG\tn01\n"}, "names val_1.JPEG twice"),
     ({"val/val_annotations.txt": ANNOTATIONS + b"\n"}, "names 'nothing', which is not in"),
-    ({"val/images/val_9.JPEG": b""}, "says nothing of 1 images, such as val/images/val_9.JPEG"),
+    ({"val/images/val_9.JPEG": b""}, "does not name 1 images, such as val/images/val_9.JPEG"),
     ({"val/val_annotations.txt": ANNOTATIONS.replace(b"n02", b"n01")}, "names no image of the class n02"),
 ])
 def test_files_that_do_not_fit_together_are_named(change, says, tmp_path):
@@ -174,13 +174,27 @@ def test_unreadable_images_are_named_counted_and_left_out_only_by_the_flag(tmp_p
     with pytest.raises(DataError) as caught:
         load(root)
     said = str(caught.value)
-    assert "3 of 20 images" in said and "n01_2.JPEG (cannot identify" in said and "val/images/val_3.JPEG (" in said
+    assert "3 of 20 images" in said and "n01_2.JPEG (it is no JPEG)" in said and "val/images/val_3.JPEG (" in said
     assert "n02_0.JPEG (it has 32x32 pixels, not 64x64)" in said and "--skip_unreadable" in said
     for _ in range(2):  # left-out images are not forgotten by keeping the others
         data = load(root, skip_unreadable=True)
         assert "3 of 20 images" in capsys.readouterr().out
         assert (len(data.train), len(data.test)) == (3 * TRAIN - 2, TEST - 1)
         assert torch.equal(data.train.images.float().mean((2, 3)).argmax(1), data.train.labels)
+
+
+def test_an_encrypted_archive_and_one_that_unpacks_to_too_much_are_named(tmp_path, monkeypatch):
+    content = bytearray(archive(good()))
+    for header, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        for found in re.finditer(header, bytes(content)):
+            content[found.start() + flags] |= 1
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"wnids.txt of .* cannot be read \(.* is encrypted, password required"):
+        load(tmp_path)
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(archive(good() | {"val/images/val_3.JPEG": bytes(2000)}))
+    monkeypatch.setattr(tinyimagenet, "FILE_LIMIT", 1999)
+    with pytest.raises(DataError, match=r"1 of 20 images .*val_3.JPEG \(it unpacks to 2,000 bytes"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tiny-imagenet-200", "tiny-imagenet-200.zip", "."])

@@ -105,7 +105,8 @@ BOTH = [
     ("--dataset cifar100 --data_dir {files}/empty.pth/data", "not writable"),
     ("--imbalance 0", "'0' is not a number above 0 and up to 1"),
     ("--label_noise 1", "'1' is not a number from 0 to below 1"),
-    ("--image_size 64", "--image_size is a flag of imagenet, folder: digits has no use for it"),
+    ("--image_size 64", "--image_size is a flag of folder, imagenet: digits has no use for it"),
+    ("--dataset folder --data_dir {files} --image_size 100000", "--image_size 100000 is too large: give at most 2048"),
     ("--dataset folder --data_dir {files}", "train does not exist: --data_dir takes a folder that holds train/CLASS"),
     *([] if torch.cuda.is_available() else [("--device cuda", "use --device cpu")]),
 ]

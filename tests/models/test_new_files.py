@@ -32,6 +32,16 @@ def test_the_docs_network_is_trained_and_teaches(copy, tmp_path):
     assert refused.returncode == 2 and "did you mean mine8 or mine16" in refused.stderr
 
 
+def test_the_docs_data_set_is_trained_on(copy, tmp_path):
+    (copy / "dataset" / "stripes.py").write_text(example("data.md", "can be trained on:", "Images too many for"))
+    scripts.succeed("train_teacher.py", "--model", "resnet8", "--dataset", "stripes", "--epochs", 2, "--batch_size", 50,
+                    "--save_dir", tmp_path, root=copy)
+    (_, last) = scripts.read_log(scripts.only(tmp_path / "models"))
+    assert last["test_top1"] > 90
+    refused = scripts.run("train_teacher.py", "--dataset", "stripes", "--image_size", 64, root=copy)
+    assert refused.returncode == 2 and "stripes has no use for it" in refused.stderr
+
+
 @pytest.mark.parametrize("content, says", [
     ("import no_such_module\n", "no_such_module"),
     ("", "models.mine names no network in __all__"),
@@ -41,3 +51,9 @@ def test_a_file_that_defines_no_network_is_not_passed_over(copy, content, says):
     (copy / "models" / "mine.py").write_text(content)
     process = scripts.run("train_teacher.py", "--help", root=copy)
     assert process.returncode != 0 and says in process.stderr
+
+
+def test_a_file_that_defines_no_data_set_is_not_passed_over(copy):
+    (copy / "dataset" / "mine.py").write_text("")
+    process = scripts.run("train_teacher.py", "--help", root=copy)
+    assert process.returncode != 0 and "dataset.mine" in process.stderr
