@@ -11,7 +11,7 @@ from distiller_zoo._base import Flag, Method, MethodError, Setup, Stage, Term
 METHODS: dict[str, type[Method]] = {}
 __all__ = ["METHODS", "Method", "MethodError", "Setup", "Stage", "Term", "flags_of"]
 
-for _, _name, _ in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
+for _name in sorted(found.name for found in pkgutil.iter_modules(__path__)):
     if _name.startswith("_"):
         continue
     _module = importlib.import_module(f"{__name__}.{_name}")

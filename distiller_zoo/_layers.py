@@ -11,9 +11,9 @@ OTHERS = ("methods that read logits or the pooled vector (kd, dkd, nkd, wttm, ct
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both (B, channels, height, width); the higher map average-pooled to the other's size."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
 
 
@@ -64,7 +64,7 @@ class ConvRegressor(nn.Module):
         super().__init__()
         (channels, height, width), (out, out_height, out_width) = shape[1:], target_shape[1:]
         if height == 2 * out_height:
-            self.conv = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+            self.conv: nn.Module = nn.Conv2d(channels, out, 3, stride=2, padding=1)
         elif 2 * height == out_height:
             self.conv = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
         elif height >= out_height:

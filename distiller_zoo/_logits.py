@@ -10,7 +10,7 @@ LOG_FLOOR = -1e30
 RESOLUTION = 1e-6
 
 
-def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """log softmax(logits / temperature) over the last dimension, float32, finite for finite logits."""
     return torch.log_softmax(logits.float() / temperature, dim=-1).clamp(min=LOG_FLOOR)
 

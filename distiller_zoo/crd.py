@@ -47,6 +47,11 @@ class Contrast(nn.Module):
     memory_v1 holds the student's embeddings, memory_v2 the teacher's.
     """
 
+    memory_v1: Tensor
+    memory_v2: Tensor
+    Z_v1: Tensor
+    Z_v2: Tensor
+
     def __init__(self, width: int, samples: int, temperature: float, momentum: float):
         super().__init__()
         self.samples, self.temperature, self.momentum = samples, temperature, momentum
@@ -182,5 +187,6 @@ class Contrastive(Method):
                                            self.options.nce_k, self.options.mode == "relax")
 
     def forward(self, student, teacher, batch):
+        assert self.sampler is not None  # made at the first epoch's start
         contrast_idx = self.sampler.draw(batch.index, self.generator)
         return self.weight * self.loss(student.pooled, teacher.pooled, batch.index, contrast_idx)

@@ -36,6 +36,8 @@ class CTKDLoss(nn.Module):
     T lies between start and start + span; theta starts at 1, as published.
     """
 
+    strength: Tensor
+
     def __init__(self, start: float = 1.0, span: float = 20.0):
         super().__init__()
         self.start, self.span = start, span

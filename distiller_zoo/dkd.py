@@ -45,10 +45,10 @@ class DecoupledKD(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.kd_T
-        self.active = self.alpha != 0 or self.beta != 0
+        self.tckd, self.nckd, self.temperature = options.alpha, options.beta, options.kd_T
+        self.active = self.tckd != 0 or self.nckd != 0
         self.prepare, self.loss = preparation(setup, options), DKD()
 
     def forward(self, student, teacher, batch):
         return self.loss(self.prepare(student.logits), self.prepare(teacher.logits), batch.labels,
-                         self.alpha, self.beta, self.temperature)
+                         self.tckd, self.nckd, self.temperature)

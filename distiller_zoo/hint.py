@@ -33,12 +33,12 @@ class Hint(Method):
         super().__init__(setup, options)
         self.weight, self.layer = options.beta, options.hint_layer
         maps = [self._maps(setup.student), self._maps(setup.teacher)]
-        for network, of_net in zip((setup.student_name, setup.teacher_name), maps, strict=True):
-            if self.layer >= len(of_net):
-                raise MethodError(f"--hint_layer {self.layer}: {network} has maps 0 to {len(of_net) - 1} "
+        for network, own in zip((setup.student_name, setup.teacher_name), maps, strict=True):
+            if self.layer >= len(own):
+                raise MethodError(f"--hint_layer {self.layer}: {network} has maps 0 to {len(own) - 1} "
                                   f"({setup.teacher_name} teaches {setup.student_name}): give a smaller one")
         try:
-            self.regressor = ConvRegressor(*(of_net[self.layer].shape for of_net in maps), relu=True)
+            self.regressor = ConvRegressor(maps[0][self.layer].shape, maps[1][self.layer].shape, relu=True)
         except ValueError as error:
             raise MethodError(f"hint cannot pair map {self.layer} of {setup.student_name} and {setup.teacher_name} "
                               f"({error}): give another --hint_layer; {OTHERS}") from None

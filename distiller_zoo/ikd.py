@@ -37,6 +37,10 @@ class IKD(Term):
     the means are given instead; the term still acts from epoch 2, so that only the means differ.
     """
 
+    sums: Tensor
+    counts: Tensor
+    means: Tensor
+
     reads = frozenset({"logits"})
 
     def __init__(self, num_classes: int, temperature: float, weight: float):

@@ -77,6 +77,7 @@ class HCL(nn.Module):
 
 
 class KnowledgeReview(Method):
+    share: Tensor
     name = "reviewkd"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
     formula = "b · min(1, (epoch − 1)/W) · Σ_{stages, pooled} HCL(ABF(f_s), f_t), f_t before the stage's last ReLU"

@@ -12,6 +12,7 @@ from torch import nn
 import dataset
 from dataset import Data, TrainViews
 from distiller_zoo import METHODS, Method, Setup
+from distiller_zoo.ikd import IKD
 from helper import device as devices
 from helper.cuda_graph import is_captured
 from helper.evaluation import Evaluation
@@ -21,6 +22,7 @@ from helper.record.published import teacher_warning
 from helper.record.run import Record
 from helper.schedule import schedule
 from helper.step import Phase, sgd
+from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import TeacherPlan, batches_ahead, needs_all_views
 from helper.teacher.source import LiveTeacher, NoTeacher
@@ -103,7 +105,8 @@ def make_setup(student: Classifier, teacher: Classifier, data: Data) -> Setup:
 def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainViews,
                    record: Record) -> Iterator[Phase]:
     """A method's first stage, where it has one, then the student's own epochs; each is made when it is asked for."""
-    student, method, objective = trainee.network, trainee.method, trainee.objective
+    student, method, objective, setup = trainee.network, trainee.method, trainee.objective, trainee.setup
+    assert method is not None and setup is not None  # a student has both
     stage = method.stage(student) if options.beta != 0 else None
     if stage is not None:
         yield _stage_phase(stage, options, trainee, teacher, views)
@@ -111,8 +114,8 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
             module.requires_grad_(False)
     source = teaching.open(views, lambda: record.stop_if_asked(together=False))
     if needs_all_views(options):
-        objective.terms["ikd"].fix_means(*source.class_sums(views.labels, trainee.setup.num_classes))
-    ahead = batches_ahead(trainee.setup.teacher, objective.reads, options.batch_size, views.labels.device)
+        _fix_means(objective, source, views, setup.num_classes)
+    ahead = batches_ahead(setup.teacher, objective.reads, options.batch_size, views.labels.device)
     yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead))
 
 
@@ -158,7 +161,7 @@ def student_facts(options: Namespace, data: Data, trainee: Trainee, teacher: Cla
     return {
         "student": f"{options.model_s}, {_parameters(trainee.network):,} parameters",
         "teacher": f"{teacher.name}, {_parameters(teacher):,} parameters, test accuracy {accuracy.top1:.2f}",
-        "loss": loss_in_words(trainee.method, list(trainee.objective.terms), options), **teaching.facts,
+        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms), options), **teaching.facts,
         **_facts(options, data, trainee, device),
     }
 
@@ -229,6 +232,12 @@ def _check_single_images(network, options, data):
                          "--batch_size") from None
     finally:
         network.load_state_dict(state)
+
+
+def _fix_means(objective, source, views, num_classes):
+    term = objective.terms["ikd"]
+    assert isinstance(term, IKD) and isinstance(source, CachedTeacher)  # plan_teacher has seen to that
+    term.fix_means(*source.class_sums(views.labels, num_classes))
 
 
 def _main_phase(options, trainee, loader):

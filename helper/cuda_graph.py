@@ -10,7 +10,7 @@ steps like any other, so that nothing has to be undone.
 """
 import contextlib
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -61,7 +61,7 @@ class CapturedStep:
 
     def __init__(self, train_step, optimizer: torch.optim.Optimizer, capture=cuda_capture):
         self.train_step, self.capture = train_step, capture
-        self.seen: Counter = Counter()
+        self.seen: dict[tuple, float] = defaultdict(float)
         self.graphs: dict = {}
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)

@@ -22,7 +22,7 @@ def open_device(options: Namespace) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
         torch.use_deterministic_algorithms(True)
         # Filling new memory with NaN finds reads of what was never written, at a kernel for each tensor.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = options.tf32 == "on"
     torch.backends.cudnn.benchmark = not options.deterministic
     device = torch.device("cuda" if cuda else "cpu")

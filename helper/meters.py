@@ -70,8 +70,8 @@ class Meters:
         """
         first, term = distributed.all_reduce_min(self.first_bad).min(0)
         if first.item() != NEVER:
-            raise RunError(f"the loss '{self.names[term.item()]}' is not finite at step {first.item()} of the epoch: "
-                           "lower the learning rate or its weight; the last good checkpoint is kept")
+            raise RunError(f"the loss '{self.names[int(term.item())]}' is not finite at step {first.item()} of the "
+                           "epoch: lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
         *losses, total = (distributed.all_reduce_sum(self.sums) / (samples * distributed.world_size())).tolist()
         all_hits = distributed.all_reduce_sum(self.correct).tolist()

@@ -1,4 +1,6 @@
 """What a run minimises: the sum of its terms."""
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,13 +35,19 @@ class Objective(nn.Module):
         self.reads = frozenset().union(*(term.reads for term in terms.values()))
         self.reads_student = any(term.reads_student for term in terms.values())
 
+    def items(self) -> Iterator[tuple[str, Term]]:
+        """The terms and their names; nn.ModuleDict forgets that they are terms."""
+        for name, term in self.terms.items():
+            assert isinstance(term, Term)
+            yield name, term
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Each term's weighted loss, a scalar, by its name.
 
         With several processes each has its share of the batch: the mean of their losses is that of the whole.
         """
         return {name: self._of_whole(term, student, teacher, batch) if term.whole_batch else
-                _weighted(term(student, teacher, batch), batch) for name, term in self.terms.items()}
+                _weighted(term(student, teacher, batch), batch) for name, term in self.items()}
 
     @staticmethod
     def _of_whole(term, student, teacher, batch):
@@ -51,23 +59,23 @@ class Objective(nn.Module):
 
         read = [Outputs(**dict(zip(fields, each(all_rows, (getattr(out, name) for name in fields)), strict=True)))
                 for out, fields in ((student, sorted(term.reads | {"logits"})), (teacher, sorted(term.reads)))]
-        return term(*read, Batch(None, *each(all_rows, batch[1:4])))
+        return term(*read, Batch(None, *each(all_rows, batch[1:4])))  # type: ignore[arg-type]
 
     def mode(self) -> tuple:
         """The modes of the terms (see Term.mode)."""
-        return tuple(term.mode() for term in self.terms.values())
+        return tuple(term.mode() for _, term in self.items())
 
     def uncapturable(self) -> str | None:
         """Why a step cannot be captured as a CUDA graph, in words; None where it can."""
-        reasons = [f"{name} {term.uncapturable}" for name, term in self.terms.items() if term.uncapturable]
+        reasons = [f"{name} {term.uncapturable}" for name, term in self.items() if term.uncapturable]
         return "; ".join(reasons) or None
 
     def start_epoch(self, epoch, generator):
-        for term in self.terms.values():
+        for _, term in self.items():
             term.start_epoch(epoch, generator)
 
     def end_epoch(self, epoch):
-        for term in self.terms.values():
+        for _, term in self.items():
             term.end_epoch(epoch)
 
 

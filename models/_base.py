@@ -14,8 +14,8 @@ class ModelError(UserError):
 class Outputs(NamedTuple):
     """The named outputs of a network for a batch of B images.
 
-    A source that does not hold a field (a cache of logits, say) leaves it empty; `cam` and `strong` are computed only
-    when asked for.
+    A source that does not hold a field (a cache of logits, say) leaves it empty, and nobody reads it; `cam` and
+    `strong` are computed only when asked for.
 
     logits: (B, classes)
     pooled: (B, width), the vector that the classifier reads
@@ -27,14 +27,14 @@ class Outputs(NamedTuple):
     strong: (B, classes), the logits of the strongly augmented second view of the same images (Batch.strong)
     """
 
-    logits: Tensor | None = None
-    pooled: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]
+    pooled: Tensor = None  # type: ignore[assignment]
     stages: tuple[Tensor, ...] = ()
     preacts: tuple[Tensor, ...] = ()
-    stem: Tensor | None = None
-    last: Tensor | None = None
-    cam: Tensor | None = None
-    strong: Tensor | None = None
+    stem: Tensor = None  # type: ignore[assignment]
+    last: Tensor = None  # type: ignore[assignment]
+    cam: Tensor = None  # type: ignore[assignment]
+    strong: Tensor = None  # type: ignore[assignment]
 
     def holds(self, field: str) -> bool:
         """Whether that field is not empty."""

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support import scripts
 
@@ -69,6 +70,16 @@ def cifar_server(tmp_path, monkeypatch):
     server.shutdown()
 
 
-def pytest_collection_modifyitems(items):
-    """The longest tests first, so that at the end no process is left alone with them."""
-    items.sort(key=lambda item: "test_resume" not in item.nodeid)
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest tests first, so that at the end no process is left alone with them; slow ones only if asked for."""
+    first = ("test_distributed", "test_resume", "test_cache", "test_methods")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in first))
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,6 +1,8 @@
 """What a run shows while it trains: a bar for each epoch on a terminal, and a line when the epoch is done."""
 import time
 
+from tqdm import tqdm
+
 from helper.util.progress import clock, progress
 
 
@@ -13,7 +15,7 @@ class Display:
     def __init__(self, name: str, first: int, epochs: int, steps: int, print_freq: int):
         self.name, self.first, self.epochs, self.steps, self.print_freq = name, first, epochs, steps, print_freq
         self.started = time.perf_counter()
-        self.bar = None
+        self.bar: tqdm | None = None
 
     def step(self, epoch: int, number: int, meters) -> None:
         """Show that a step is done, and every `print_freq` steps the average loss so far."""

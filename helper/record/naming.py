@@ -19,7 +19,7 @@ def teacher_folder(o: Namespace) -> str:
     return f"{o.model}_{dataset.title(o)}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
 
 
-def loss_in_words(method: Method, terms: list[str], o: Namespace) -> str:
+def loss_in_words(method: type[Method], terms: list[str], o: Namespace) -> str:
     """The resolved loss, as '1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)'."""
     flags = [f"{flag.name[2:]}={getattr(o, flag.name[2:])}" for flag in method.flags]
     own = ", ".join([f"a={o.alpha:g}", f"b={o.beta:g}", *flags])

@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 def figure(dataset: str, pair: str, method: str) -> Figure | None:
     """The published accuracy of `method` ('teacher', 'ce', 'kd', ...) for a pair, if there is one."""
     found = ACCURACY.get(pair, {}).get(method) if dataset == DATASET else None
-    return Figure(*found, SOURCES[found[1]]["figure"]) if found else None
+    return Figure(found[0], found[1], SOURCES[found[1]]["figure"]) if found else None
 
 
 def teacher_warning(name: str, dataset: str, top1: float) -> str | None:

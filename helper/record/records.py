@@ -162,7 +162,7 @@ def _is_args(content):
 def _is_result(content, student):
     if not isinstance(content, dict):
         return False
-    epochs = [content.get("last"), content.get("best")]
+    epochs: list[Any] = [content.get("last"), content.get("best")]
     numbers = [content.get("seconds"), content.get("teacher_top1") if student else 0]
     return all(isinstance(epoch, dict) for epoch in epochs) and all(
         map(_is_number, numbers + [epoch.get(key) for epoch in epochs for key in ("epoch", "top1", "top5")]))

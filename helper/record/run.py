@@ -161,7 +161,8 @@ class RunRecord(Record):
         self.lines: list[dict] = []
         self.unwritten: dict | None = None
         self.saved_at = self.save_seconds = 0.0
-        self.logger, self.display = None, None
+        self.logger: Any = None
+        self.display: Display | None = None
 
     def start(self, facts, decisions, notes):
         for name, fact in (facts | {"folder": self.folder.path}).items():
@@ -191,17 +192,17 @@ class RunRecord(Record):
         }
         self.folder.write_json("result.json", self.result)
         self.folder.remove(STATE)
-        self._print_result("")
+        self._print_result(self.result, "")
 
     def report(self):
-        self._print_result("already finished; ")
+        self._print_result(self.result, "already finished; ")
 
-    def _print_result(self, prefix):
-        last, best = self.result["last"], self.result["best"]
+    def _print_result(self, result, prefix):
+        last, best = result["last"], result["best"]
         print(f"{prefix}test accuracy: last {last['top1']:.2f} (epoch {last['epoch']}), "
-              f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(self.result['seconds'])} of training; "
+              f"best {best['top1']:.2f} (epoch {best['epoch']}); {clock(result['seconds'])} of training; "
               f"in {self.folder.path}", flush=True)
-        for shots, group in self.result.get("shots", {}).items():
+        for shots, group in result.get("shots", {}).items():
             print(f"{shots}-shot test accuracy: {group['top1']:.2f} ({group['classes']} classes)", flush=True)
 
     def _continue(self, phase, state):
@@ -235,7 +236,8 @@ class RunRecord(Record):
         if tested and epoch % self.options.save_freq == 0:
             self._checkpoint(f"ckpt_epoch_{epoch}.pth", phase, epoch, tested.top1)
         self._keep_state(phase, epoch)
-        self.display.epoch(epoch, averages, tested, self.best, seconds)
+        if self.display is not None:
+            self.display.epoch(epoch, averages, tested, self.best, seconds)
 
     def _checkpoint(self, name, phase, epoch, accuracy):
         """A checkpoint of the network alone: plain data, read by load_model."""

@@ -34,6 +34,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """The fields held, float32, on the batch's device."""
         place = batch.view if self.flip else batch.view // 2
-        device, fields = batch.index.device, {}
+        device = batch.index.device
+        fields: dict[str, Any] = {}
         for name, table in self.tables.items():
             row = (batch.index * table.shape[1] + place).to(table.device)
             fields[name] = table.flatten(0, 1).index_select(0, row).to(device).float()
@@ -121,8 +123,8 @@ class Cache:
         Mapped from its file, so that it follows what other processes add. Raises Unusable.
         """
         try:
-            with open(self._path("meta.json")) as file:
-                meta = json.load(file)
+            with open(self._path("meta.json"), encoding="utf-8") as meta_file:
+                meta = json.load(meta_file)
             own = (meta["format"], meta["key"]) == (FORMAT, self.key)
         except FileNotFoundError:
             return np.zeros(self.rows, np.uint8)
@@ -371,7 +373,7 @@ def fingerprint(*values) -> str:
             if isinstance(part, Tensor):
                 part = part.detach().cpu().contiguous()
                 digest.update(repr((name, str(part.dtype), tuple(part.shape))).encode())
-                digest.update(part.reshape(-1).view(torch.uint8).numpy())
+                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
             else:
                 digest.update(repr((name, part)).encode())
     return digest.hexdigest()

@@ -72,7 +72,7 @@ def decide(s: CacheInputs) -> tuple[str, str]:
     on a GPU, where an epoch may take less than a second, it would wait for the disk.
     """
     on_cpu = s.device_free is None
-    fits = on_cpu or s.table + HEADROOM <= s.device_free
+    fits = s.device_free is None or s.table + HEADROOM <= s.device_free
     # The teacher's work in passes over the training set, at its speed in training.
     build = s.left * s.views / BUILD_GAIN
     costs = f"building costs {build:.0f} epochs of the teacher's work, training without it {s.epochs}"
@@ -85,8 +85,8 @@ def decide(s: CacheInputs) -> tuple[str, str]:
     if s.earlier == "live":
         return "live", "as this run began (live)"
     if not fits and s.earlier is None:
-        return "live", (f"live teacher: the device has {size(s.device_free)} free, the cache needs {size(s.table)} "
-                        f"and {size(HEADROOM)} are left to training")
+        return "live", (f"live teacher: the device has {size(s.device_free or 0)} free, the cache needs "
+                        f"{size(s.table)} and {size(HEADROOM)} are left to training")
     if s.left == 0:
         return "complete", "complete"
     if s.disk_needed > s.disk_free:
@@ -128,7 +128,7 @@ class TeacherPlan:
 
         Raises as Cache.prepare and Cache.fill, and what `stop` raises.
         """
-        if self.source == "live":
+        if self.cache is None:
             return LiveTeacher(self.teacher, self.reads, self.precision)
         fields, device, cache = sorted(self.reads), views.labels.device, self.cache
         cache.prepare(fields, self.teacher, views, stop)
@@ -174,8 +174,9 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         source, reason = distributed.broadcast_from_rank0(
             lambda: decide(_inputs(options, cache, reads, device, record)))
-        stored = f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})" if source != "live" else ""
-        facts = {"cache": reason + stored}
+        facts = {"cache": reason}
+        if cache and source != "live":
+            facts["cache"] += f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})"
     if needs_all_views(options) and source == "live":
         raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
                          f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "

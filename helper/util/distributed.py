@@ -86,7 +86,7 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
     """What `make` gives on the first process, on all of them; what it raises there is raised on all."""
     if world_size() == 1:
         return make()
-    told = [None, None]
+    told: list[Any] = [None, None]
     if rank() == 0:
         try:
             told[0] = make()
@@ -104,7 +104,7 @@ def all_reduce_max(number: int) -> int:
         return number
     value = torch.tensor(number)
     dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value.item()
+    return int(value.item())
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -140,7 +140,8 @@ def own_share(plan: tuple[Tensor, Tensor], batch_size: int) -> tuple[Tensor, Ten
     """This process's part of an epoch's plan: its own rows of each batch of `batch_size`, in order."""
     if world_size() == 1:
         return plan
-    return tuple(torch.cat([part[own_slice(len(part))] for part in x.split(batch_size)]) for x in plan)
+    order, view = (torch.cat([part[own_slice(len(part))] for part in x.split(batch_size)]) for x in plan)
+    return order, view
 
 
 def all_gather_rows(rows: Tensor, whole: int) -> Tensor:

@@ -51,7 +51,7 @@ def whole(path: str):
         os.close(folder)
 
 
-def write_bytes(path: str, content: bytes) -> None:
+def write_bytes(path: str, content: bytes | memoryview) -> None:
     """Write a file as `whole` does. Raises OSError."""
     with whole(path) as file:
         file.write(content)
