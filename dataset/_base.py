@@ -6,7 +6,7 @@ and the test set as TrainData and EvalData, so that nobody else distinguishes th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class TrainData(Protocol):
         A pure function of its arguments, drawn on the CPU. `phase` is "train", or the name of a method's first stage.
         """
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
+    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
         """The batches of a plan, or of a part of one, in its order; the last, smaller one is kept."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,7 +112,7 @@ class StreamedViews(_Streamed):
         order = torch.randperm(len(self), generator=generator)
         return order, torch.randint(2**62, (len(self),), generator=generator)
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
+    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
         """See TrainData. Raises DataError where an image cannot be read."""
         order, device = plan[0], self.labels.device
         pixels = read(self.files, _train_transform(self.files.size, self.flip), plan, batch_size, device)

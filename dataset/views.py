@@ -7,7 +7,7 @@ Normalize. A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -111,7 +111,7 @@ class TrainViews:
         """The batch of these samples in these views."""
         return Batch(self.gather(index, view), self.labels[index], index, view)
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Iterator[Batch]:
+    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
         """The batches of an epoch, in the plan's order; the last, smaller one is kept."""
         order, view = (x.to(self.images.device) for x in plan)
         for i in range(0, len(order), batch_size):

@@ -22,6 +22,10 @@ class LDRLDLoss(nn.Module):
     their number, k (k - 1) / 2 + 1.
     """
 
+    first: Tensor
+    second: Tensor
+    weights: Tensor
+
     def __init__(self, alpha: float = 10.5, beta: float = 7.0, T: float = 4.0, k: int = 7):
         super().__init__()
         self.alpha, self.beta, self.T, self.k = alpha, beta, T, k

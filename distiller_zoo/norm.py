@@ -49,6 +49,7 @@ class Norm(Method):
     alpha, alpha_adds_kd = 0.0, False
     beta = 1.0
     in_published_code = False
+    share: Tensor
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
@@ -57,7 +58,7 @@ class Norm(Method):
         if f_t.shape[2] < f_s.shape[2]:
             raise MethodError(f"norm: the last map of {setup.teacher_name} is smaller than that of "
                               f"{setup.student_name}: take another method")
-        self.alpha, self.beta = options.alpha, options.beta
+        self.kd_weight, self.weight = options.alpha, options.beta
         self.loss, self.kd = NORMLoss(), DistillKL(options.kd_T)
         channels = options.norm_N * f_t.shape[1]
         self.expand = nn.Sequential(nn.Conv2d(f_s.shape[1], channels, 1, bias=False), nn.BatchNorm2d(channels))
@@ -69,7 +70,7 @@ class Norm(Method):
         self.share.fill_([share for first, share in SCHEDULE if epoch >= first][-1])
 
     def forward(self, student, teacher, batch):
-        match = self.beta * self.share * self.loss(self.expand(student.stages[-1]), teacher.stages[-1])
-        if not self.alpha:
+        match = self.weight * self.share * self.loss(self.expand(student.stages[-1]), teacher.stages[-1])
+        if not self.kd_weight:
             return match
-        return match + self.alpha * self.kd(normalise_logits(student.logits), normalise_logits(teacher.logits))
+        return match + self.kd_weight * self.kd(normalise_logits(student.logits), normalise_logits(teacher.logits))

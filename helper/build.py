@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import dataset
-from dataset import Data, TrainViews
+from dataset import Data, TrainData
 from distiller_zoo import METHODS, Method, Setup
 from distiller_zoo.ikd import IKD
 from helper import device as devices
@@ -102,7 +102,7 @@ def make_setup(student: Classifier, teacher: Classifier, data: Data) -> Setup:
     return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
 
 
-def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainViews,
+def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainData,
                    record: Record) -> Iterator[Phase]:
     """A method's first stage, where it has one, then the student's own epochs; each is made when it is asked for."""
     student, method, objective, setup = trainee.network, trainee.method, trainee.objective, trainee.setup
@@ -119,7 +119,7 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
     yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead))
 
 
-def teacher_phase(options: Namespace, trainee: Trainee, views: TrainViews) -> Phase:
+def teacher_phase(options: Namespace, trainee: Trainee, views: TrainData) -> Phase:
     """All epochs of a network that learns from the labels alone."""
     return _main_phase(options, trainee, DistillLoader(views, NoTeacher(), options.batch_size))
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset import Data, EvalImages
+from dataset import Data, EvalData
 from helper.meters import count_correct
 from helper.util import distributed
 from helper.util.errors import RunError
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 
 
 @torch.inference_mode()
-def outputs(network: Classifier, test: EvalImages, precision: Precision = FLOAT32, fields: frozenset[str] = LOGITS,
+def outputs(network: Classifier, test: EvalData, precision: Precision = FLOAT32, fields: frozenset[str] = LOGITS,
             batch_size: int | None = None, what: str = "", file: TextIO | None = None) \
         -> Iterator[tuple[Outputs, Tensor]]:
     """The network's outputs that `fields` names and the labels of all test images, batch by batch, on their device.
@@ -65,7 +65,7 @@ def outputs(network: Classifier, test: EvalImages, precision: Precision = FLOAT3
             bar.close()
 
 
-def evaluate(network: Classifier, test: EvalImages, precision: Precision = FLOAT32, batch_size: int | None = None,
+def evaluate(network: Classifier, test: EvalData, precision: Precision = FLOAT32, batch_size: int | None = None,
              what: str = "") -> Evaluation:
     """The network's loss and accuracy on all test images, the same in every process; batch_size, what: see `outputs`.
 
@@ -79,7 +79,7 @@ def evaluate(network: Classifier, test: EvalImages, precision: Precision = FLOAT
     return Evaluation(loss, 100 * top1, 100 * top5)
 
 
-def predict(network: Classifier, test: EvalImages, batch_size: int) -> Predictions:
+def predict(network: Classifier, test: EvalData, batch_size: int) -> Predictions:
     """The network's float32 logits and pooled vectors for all test images; progress goes to standard error.
 
     For a single process: of several, each would get its own part.
@@ -100,7 +100,7 @@ def predict(network: Classifier, test: EvalImages, batch_size: int) -> Predictio
     return found
 
 
-def class_accuracies(network: Classifier, test: EvalImages, classes: int, precision: Precision = FLOAT32,
+def class_accuracies(network: Classifier, test: EvalData, classes: int, precision: Precision = FLOAT32,
                      batch_size: int | None = None) -> Tensor:
     """Of each class the percentage of its test images that get its label: (classes,) float64, CPU.
 
@@ -112,7 +112,7 @@ def class_accuracies(network: Classifier, test: EvalImages, classes: int, precis
     return (100 * distributed.all_reduce_sum(correct) / torch.bincount(test.labels, minlength=classes)).cpu()
 
 
-def by_class(network: Classifier, test: EvalImages, data: Data, precision: Precision) -> dict:
+def by_class(network: Classifier, test: EvalData, data: Data, precision: Precision) -> dict:
     """What result.json says of the classes where the training set has a long tail; empty where it has none.
 
     by_class: a list of {"class", "train_images", "top1"}, in the classes' order; shots: see `shots`.

@@ -1,14 +1,14 @@
 """The training loop: the same for students, teachers and a method's first stage."""
 import time
 
-from dataset import EvalImages
+from dataset import EvalData
 from helper.evaluation import evaluate
 from helper.meters import Averages, Meters
 from helper.record.run import Record
 from helper.step import Phase, Step, choose_step
 
 
-def fit(phase: Phase, test: EvalImages, record: Record) -> None:
+def fit(phase: Phase, test: EvalData, record: Record) -> None:
     """Train the phase's remaining epochs; `record` knows which are done, and keeps each.
 
     Raises RunError where a loss is not finite, Interrupted where a signal has asked to stop.

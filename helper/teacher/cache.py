@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Batch, Data, TrainViews
+from dataset import Batch, Data, Split, TrainViews
 from dataset.views import PADDING, views_of
 from helper.util.errors import RunError, UsageError
 from helper.util.files import write_bytes, write_json
@@ -77,6 +77,7 @@ class CachedTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         """The fields held, float32, on the batch's device."""
+        assert batch.view is not None  # a cache is of countable views
         place = batch.view if self.flip else batch.view // 2
         device = batch.index.device
         fields: dict[str, Any] = {}
@@ -360,6 +361,7 @@ def arithmetic(device: torch.device) -> str:
 
 def key_of(network: Classifier, data: Data, dtype: str, precision: str) -> str:
     """SHA-256, in hexadecimal, of everything that a cache's content depends on."""
+    assert isinstance(data.train, Split)
     # The format stands for the code: how a view is cut and numbered, how rows are laid out.
     return fingerprint(network.state_dict(), data.train.images, FORMAT, network.name, data.mean, data.std,
                        data.flip, PADDING, dtype, precision)

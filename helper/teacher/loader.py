@@ -2,7 +2,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 
-from dataset import Batch, TrainViews
+from dataset import Batch, TrainData
 from helper.teacher.source import TeacherSource
 from helper.util import distributed
 from helper.util.nested import each
@@ -17,7 +17,7 @@ class DistillLoader:
     ahead: on how many batches the teacher works at once
     """
 
-    def __init__(self, views: TrainViews, teacher: TeacherSource, batch_size: int, ahead: int = 1):
+    def __init__(self, views: TrainData, teacher: TeacherSource, batch_size: int, ahead: int = 1):
         self.views, self.teacher, self.batch_size, self.ahead = views, teacher, batch_size, ahead
 
     def __len__(self) -> int:

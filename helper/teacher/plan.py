@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset import Data, EvalImages, TrainViews
+from dataset import Data, EvalData, Split, TrainData, TrainViews
 from helper.evaluation import Evaluation, evaluate
 from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
 from helper.teacher.source import LiveTeacher, TeacherSource
@@ -123,7 +123,7 @@ class TeacherPlan:
         """"live" or "cache": what a resumed run keeps."""
         return "live" if self.source == "live" else "cache"
 
-    def open(self, views: TrainViews, stop: Callable[[], None]) -> TeacherSource:
+    def open(self, views: TrainData, stop: Callable[[], None]) -> TeacherSource:
         """The source of the outputs that are read; fills the cache first where it is to be complete.
 
         Raises as Cache.prepare and Cache.fill, and what `stop` raises.
@@ -131,6 +131,7 @@ class TeacherPlan:
         if self.cache is None:
             return LiveTeacher(self.teacher, self.reads, self.precision)
         fields, device, cache = sorted(self.reads), views.labels.device, self.cache
+        assert isinstance(views, TrainViews)  # a cache is planned for countable views alone
         cache.prepare(fields, self.teacher, views, stop)
 
         def fill(rows):
@@ -186,11 +187,11 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
                 precision if source == "live" else FLOAT32)
 
 
-def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalImages, precision: Precision,
+def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalData, precision: Precision,
                             folder: str) -> Evaluation:
     """The teacher's test accuracy, measured once: kept in `folder`/accuracy under all that it depends on. Where the
     images are read as they are needed, they may change, and it is measured each time."""
-    if not data.countable:
+    if not isinstance(data.test, Split):
         return evaluate(teacher, test, precision, what="the teacher's test accuracy")
     device = test.labels.device
     key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,

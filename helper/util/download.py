@@ -91,7 +91,7 @@ def _may_pass(error):
     """Whether another attempt may succeed: the connection broke, or the server is overloaded or at fault."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
 
@@ -100,7 +100,7 @@ def _reason(error):
     """What is wrong, in the words of the innermost error: those around it repeat addresses and names of classes."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return f"nothing came for {TIMEOUT:g} s"

@@ -16,6 +16,8 @@ def test_the_readmes_method_works_from_the_command_line(digits_teacher, tmp_path
     (copy / "distiller_zoo" / "mine.py").write_text(textwrap.dedent(example))
 
     shown = scripts.succeed("train_student.py", "--help", root=copy).stdout
+    assert "mine        Me: " in shown
+    shown = scripts.succeed("train_student.py", "--help", "mine", root=copy).stdout
     assert "--distill mine: Me, My Paper, 2026" in shown and "--my_T" in shown
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", "mine", "--my_T", 3, "--avg", 1,
                     "-a", 0.5, "--dataset", "digits", "--epochs", 2, "--warm_up", 0, "--save_dir", tmp_path, root=copy)
@@ -23,7 +25,7 @@ def test_the_readmes_method_works_from_the_command_line(digits_teacher, tmp_path
     assert set(first["losses"]) == {"ce", "mine", "kd", "ikd"} and second["losses"]["mine"] < first["losses"]["mine"]
 
     refused = scripts.run("train_student.py", "--path_t", digits_teacher, "--distill", "kd", "--my_T", 3, root=copy)
-    assert refused.returncode == 2 and "--my_T is a flag of mine; flags of --distill kd: --kd_T" in refused.stderr
+    assert refused.returncode == 2 and "--my_T is a flag of mine; flags of this method: --kd_T" in refused.stderr
 
 
 def test_an_import_error_of_a_methods_file_is_not_swallowed(tmp_path):
