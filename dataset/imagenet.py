@@ -2,7 +2,7 @@
 from dataset import folder
 from dataset._base import Data
 
-SETTINGS = folder.SETTINGS
+MEAN, STD, SETTINGS = folder.MEAN, folder.STD, folder.SETTINGS
 
 
 def load(root: str, image_size: int | None = None, num_workers: int = 0, skip_unreadable: bool = False) -> Data:

@@ -172,8 +172,8 @@ def drawings_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, lis
     if student.look in runs:
         drawings["curves"] = lambda: png(
             plots.curves, list(runs.items()), teacher and (teacher.look, teacher.summary.top1))
-    shown = teacher or student
-    drawings["class_means"] = lambda: png(plots.class_means, class_mean_logits(shown), layout, shown.look)
+    drawings["class_means"] = lambda: png(
+        plots.class_means, [(m.look, class_mean_logits(m)) for m in (teacher, student) if m], layout)
     drawings["spread"] = lambda: png(
         plots.spread_by_class, [(m.look, m.spread) for m in everyone], layout.part(SPREAD_CLASSES))
     if base := against or teacher:

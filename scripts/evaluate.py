@@ -5,9 +5,7 @@ python scripts/evaluate.py CHECKPOINT --json figures.json
 
 docs/analysis.md says what each figure is.
 """
-import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -18,10 +16,17 @@ import torch
 from dataset import Data
 from helper.cli import Parser
 from helper.evaluation import Predictions, predict
-from helper.util.errors import UsageError, guarded, printable
-from helper.util.files import write_bytes
+from helper.util.errors import guarded, printable
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, open_checkpoint, say
+from scripts.analysis.checkpoint import (
+    LoadedCheckpoint,
+    add_flags,
+    add_json_flag,
+    check_json,
+    give,
+    open_checkpoint,
+    say,
+)
 
 
 def main():
@@ -31,23 +36,15 @@ def main():
     say(f"{loaded.path}: {loaded.network.name} on the {len(test):,} test images of {data.name}, {device.type}")
     found = measure(loaded, data, predict(loaded.network, test, options.batch_size))
     found |= cost_of(loaded.network, test, options.batch_size)
-    # ASCII, so that it is JSON wherever it goes.
-    text = table(found) if options.json is None else json.dumps(found, indent=2)
-    if options.json in (None, "-"):
-        print(text)
-    else:
-        write_bytes(options.json, f"{text}\n".encode())
+    give(options.json, found, table(found))
 
 
 def options_of(argv):
     parser = Parser(prog="evaluate.py", description="Measure a checkpoint on the test set.")
     add_flags(parser)
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
-                        help="write JSON to FILE, or without a FILE to standard output, instead of the table")
+    add_json_flag(parser)
     options = parser.parse_args(argv)
-    folder = os.path.dirname(options.json or "") or "."
-    if options.json is not None and (not os.access(folder, os.W_OK | os.X_OK) or os.path.isdir(options.json)):
-        raise UsageError(f"--json {options.json}: cannot be written there; name a file in a folder that exists")
+    check_json(options.json)
     return options
 
 

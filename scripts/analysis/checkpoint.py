@@ -1,6 +1,7 @@
 """What scripts/evaluate.py, export.py, analyze.py and transfer.py read: a checkpoint, its run's record, a data set."""
 import contextlib
 import importlib.util
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -14,6 +15,7 @@ from helper.device import open_device
 from helper.record.records import Record, read_run
 from helper.util.arguments import nonnegative_int, positive_int
 from helper.util.errors import UsageError
+from helper.util.files import write_bytes
 from models import Checkpoint, Classifier, load_model
 
 
@@ -31,21 +33,51 @@ class LoadedCheckpoint(NamedTuple):
         return self.record.settings if self.record else {}
 
 
-def add_flags(parser: ArgumentParser) -> None:
-    """The flags that the scripts share."""
+def add_flags(parser: ArgumentParser, data: str = "(default: the run's, else cifar100)", size: str = "224") -> None:
+    """The flags that the scripts share.
+
+    data: what the help says of --dataset; size: what --image_size is where neither it nor the run names one
+    """
     parser.add_argument("checkpoint", metavar="CHECKPOINT",
                         help="of a run here, a published one, a state dict; or torchvision:NAME, timm:NAME")
     parser.add_argument("--dataset", choices=dataset.LOADERS, metavar="NAME",
-                        help="one of " + ", ".join(dataset.LOADERS) + " (default: the run's, else cifar100)")
+                        help="one of " + ", ".join(dataset.LOADERS) + f" {data}")
     parser.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
     parser.add_argument("--image_size", type=positive_int, metavar="N",
-                        help="imagenet, folder: height and width of the images (default: the run's, else 224)")
+                        help=f"height and width of the network's images (default: the run's, else {size})")
+    parser.add_argument("--skip_unreadable", action="store_true",
+                        help="tinyimagenet, imagenet, folder: read every image once at the start, and leave out those "
+                             "that cannot be read")
     parser.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
                         help="imagenet, folder: processes that read images")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     parser.add_argument("--batch_size", type=positive_int, default=256, metavar="N", help="images at a time")
     # Measurements are in full float32.
     parser.set_defaults(deterministic=False, tf32="off")
+
+
+def add_json_flag(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
+                        help="write JSON to FILE, or without a FILE to standard output, instead of the text")
+
+
+def check_json(path: str | None) -> None:
+    """Raises UsageError where the FILE of --json cannot be written."""
+    folder = os.path.dirname(path or "") or "."
+    if path is not None and (not os.access(folder, os.W_OK | os.X_OK) or os.path.isdir(path)):
+        raise UsageError(f"--json {path}: cannot be written there; name a file in a folder that exists")
+
+
+def give(path: str | None, found: dict, text: str) -> None:
+    """What was found, as --json says: the text if `path` is None, JSON on standard output if it is "-", else in it."""
+    if path is None:
+        print(text)
+        return
+    content = json.dumps(found, indent=2)  # ASCII, so that it is JSON in every encoding
+    if path == "-":
+        print(content)
+    else:
+        write_bytes(path, f"{content}\n".encode())
 
 
 def need(script: str, *packages: str) -> None:
@@ -61,32 +93,32 @@ def open_checkpoint(options: Namespace) -> tuple[LoadedCheckpoint, Data, torch.d
     Raises UsageError, DataError, CheckpointError, ModelError.
     """
     device = open_device(options)
-    # Libraries and data sets say on standard output what they fetch; that is for what is measured.
-    with contextlib.redirect_stdout(sys.stderr):
-        loaded = load(options.checkpoint, device)
-        data = load_data(options, loaded)
+    loaded = load(options.checkpoint, device)
+    name = options.dataset or loaded.settings.get("dataset", "cifar100")
+    if name not in dataset.LOADERS:
+        raise UsageError(f"the run of {loaded.path} names the data set {name}, which is not here: give --dataset")
+    if options.image_size and "image_size" not in dataset.SETTINGS.get(name, ()):
+        raise UsageError(f"--image_size {options.image_size}: the images of {name} have one size; leave it out")
+    data = load_data(name, options, loaded)
     check_classes(loaded, data)
     return loaded, data, device
 
 
 def load(path: str, device: torch.device) -> LoadedCheckpoint:
     """The checkpoint in the file `path`, or of a library's name. Raises UsageError, CheckpointError, ModelError."""
-    network, checkpoint = load_model(path)
+    with contextlib.redirect_stdout(sys.stderr):  # what a library fetches is progress: see `say`
+        network, checkpoint = load_model(path)
     record = read_run(os.path.dirname(path)) if os.path.exists(path) else None
     return LoadedCheckpoint(path, network.to(device), checkpoint, record)
 
 
-def load_data(options: Namespace, loaded: LoadedCheckpoint) -> Data:
-    """The data set of `--dataset`, else that of the checkpoint's run. Raises UsageError, DataError."""
-    name = options.dataset or loaded.settings.get("dataset", "cifar100")
-    if name not in dataset.LOADERS:
-        raise UsageError(f"the run of {loaded.path} names the data set {name}, which is not here: give --dataset")
-    taken = dataset.SETTINGS.get(name, ())
-    if options.image_size and "image_size" not in taken:
-        raise UsageError(f"--image_size {options.image_size}: the images of {name} have one size; leave it out")
+def load_data(name: str, options: Namespace, loaded: LoadedCheckpoint) -> Data:
+    """The data set `name`, with the settings of the command line, else of the checkpoint's run. Raises DataError."""
     settings = {"image_size": options.image_size or loaded.settings.get("image_size"),
+                "skip_unreadable": options.skip_unreadable or loaded.settings.get("skip_unreadable", False),
                 "num_workers": options.num_workers}
-    return dataset.load(name, options.data_dir, **{key: value for key, value in settings.items() if key in taken})
+    with contextlib.redirect_stdout(sys.stderr):  # what is fetched is progress: see `say`
+        return dataset.load(name, options.data_dir, **{key: settings[key] for key in dataset.SETTINGS.get(name, ())})
 
 
 def check_classes(loaded: LoadedCheckpoint, data: Data) -> None:

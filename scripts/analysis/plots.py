@@ -10,6 +10,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from helper.util.errors import printable
@@ -89,8 +90,9 @@ def _words(name):
     return printable(name).replace("_", " ").replace("$", r"\$")
 
 
-def _figure(width, height):
-    return Figure(figsize=(width, height), layout="constrained")
+def _figure(height):
+    # Of one width, so that letters have one size where the page fits the pictures to its own width.
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _curve(ax, trials, value, label, band=True, **style):
@@ -111,7 +113,7 @@ def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float
     runs: of each run its look and its trials' log lines, as many in each trial
     teacher: its look and its accuracy in percent
     """
-    figure = _figure(WIDTH, 4.2)
+    figure = _figure(4.2)
     left, right = figure.subplots(1, 2)
     _, trials = runs[-1]
     terms, drawn = list(trials[0][0]["losses"]), []
@@ -127,6 +129,9 @@ def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float
     if lowest > 0:  # VID's loss may be negative
         # The limits follow the lines: on this scale a band may reach down to 0.
         left.set(yscale="log", ylim=(lowest / 1.5, highest * 1.5))
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter(ScalarFormatter())
+        left.yaxis.set_minor_formatter(NullFormatter())
     for look, lines in runs:
         _curve(right, lines, lambda line: line["test_top1"], f"{look.label}, test", color=look.colour, linewidth=1.6,
                linestyle=look.line)
@@ -195,15 +200,18 @@ def _most(matrices, percentile):
     return max(np.nanpercentile(np.concatenate(sizes), percentile), 1e-9)
 
 
-def class_means(means: Tensor, layout: Layout, look: Look) -> Figure:
-    """The class-mean logits (C, C), a class a row. The shades span what lies off the diagonal."""
-    values = _ordered(means, layout)
-    figure = _figure(7.6, 6.4)
-    ax = figure.subplots()
-    most = _most([values], 99.7)
-    image = _matrix(ax, values, layout, look.label, (-most, most), 7.5)
-    _bar(figure, image, ax, "mean logit", shrink=0.8, pad=0.02)
-    ax.set(xlabel="logit of class", ylabel="test images of class")
+def class_means(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
+    """The class-mean logits (C, C) of each network, a class a row. The colours span what lies off the diagonals."""
+    matrices = [_ordered(means, layout) for _, means in networks]
+    most = _most(matrices, 99.7)
+    figure = _figure(6.0)
+    axes = figure.subplots(1, len(networks), squeeze=False)[0]
+    images = [_matrix(ax, values, layout, look.label, (-most, most), 7, "xy" if ax is axes[0] else "x")
+              for ax, (look, _), values in zip(axes, networks, matrices, strict=True)]
+    for ax in axes:
+        ax.set(xlabel="logit of class", anchor="N")
+    axes[0].set_ylabel("test images of class")
+    _bar(figure, images[0], axes, "mean logit", shrink=0.7, pad=0.02)
     return figure
 
 
@@ -216,7 +224,7 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
     networks = [(look, _ordered(matrix, layout)) for look, matrix in others]
     first = [(teacher[0].label, base)] + ([(networks[0][0].label, networks[0][1])] if len(networks) == 1 else [])
     gaps = [(look.label, np.abs(matrix - base)) for look, matrix in networks]
-    figure = _figure(WIDTH + 1, 4.0)
+    figure = _figure(3.9)
     axes = figure.subplots(1, 3)
     most, widest = (_most([matrix for _, matrix in shown], 99.5) for shown in (first, gaps))
     panels = [(label, matrix, (-most, most)) for label, matrix in first]
@@ -243,7 +251,7 @@ def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figu
     number = len(layout.order)
     columns = min(4, -(-number // 15))
     rows = -(-number // columns)
-    figure = _figure(WIDTH if columns > 1 else 6.5, 0.9 + 0.2 * max(rows, 8))
+    figure = _figure(0.9 + 0.2 * max(rows, 8))
     axes = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
     for i, ax in enumerate(axes):
         part = range(i * rows, min(number, (i + 1) * rows))
@@ -269,7 +277,7 @@ def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figu
 
 def spread_scatter(base: tuple[Look, list[Tensor]], network: tuple[Look, list[Tensor]], names: list[str]) -> Figure:
     """Of each class a point: one network's value against the other's, a panel for each measure named in `names`."""
-    figure = _figure(4.1 * len(names), 4.1)
+    figure = _figure(4.3)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for ax, x, y, name in zip(panels, base[1], network[1], names, strict=True):
         x, y = x.numpy(), y.numpy()
@@ -286,7 +294,7 @@ def spread_scatter(base: tuple[Look, list[Tensor]], network: tuple[Look, list[Te
 
 def tsne(networks: list[tuple[Look, np.ndarray]], which: np.ndarray, names: list[str]) -> Figure:
     """Embeddings (n, 2) of the same images side by side; which (n,): the place in `names` of each one's class."""
-    figure = _figure(3.5 * len(networks), 3.9 + 0.17 * -(-len(names) // 5))
+    figure = _figure(3.9 + 0.17 * -(-len(names) // 5))
     for ax, (look, points) in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         for k, name in enumerate(names):
             own = points[which == k]
@@ -304,7 +312,7 @@ def reliability(networks: list[tuple[Look, Reliability, float]]) -> Figure:
 
     A bin with less than RARE of the images is pale.
     """
-    figure = _figure(3.3 * len(networks), 4.3)
+    figure = _figure(4.3)
     axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (upper, lower), (look, bins, error) in zip(axes.T, networks, strict=True):
         edges = np.linspace(0, 1, len(bins.count) + 1)

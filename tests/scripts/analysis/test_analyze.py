@@ -72,7 +72,7 @@ def test_it_leaves_pictures_and_one_page_that_needs_nothing_else(student, digits
         assert re.findall("<td>(.*?)</td>", row)[1:7] == cells
 
 
-def test_trials_are_the_finished_runs_of_the_same_settings(student, tmp_path):
+def test_trials_are_the_finished_runs_of_the_same_settings(student, tmp_path, capsys):
     def sibling(name, settings=None, finished=True):
         shutil.copytree(student.parent, tmp_path / name, ignore=shutil.ignore_patterns("analysis"))
         args = json.loads((tmp_path / name / "args.json").read_text())
@@ -89,6 +89,11 @@ def test_trials_are_the_finished_runs_of_the_same_settings(student, tmp_path):
     trials = trials_of(read_run(tmp_path / "own"))
     assert len(trials) == 2 and all([line["epoch"] for line in lines] == [1, 2] for lines in trials)
     assert trials_of(read_run(tmp_path)) == []
+    sibling("damaged", {"trial": "4"})
+    (tmp_path / "damaged" / "result.json").write_text("{}")
+    capsys.readouterr()
+    assert trials_of(read_run(tmp_path / "own")) == trials
+    assert "damaged/result.json is damaged" in capsys.readouterr().err
 
 
 def lines(top1):
@@ -116,7 +121,7 @@ def test_matrices_stand_in_the_order_of_superclasses():
     assert layout.order == [3, 1, 0, 2] and layout.names == ["elm", "oak", "cat", "dog"]
     assert layout.groups == [("a tree", 0, 2), ("pet", 2, 4)]
     means = torch.arange(16.0).view(4, 4)
-    (image,) = plots.class_means(means, layout, TEACHER).axes[0].images
+    (image,) = plots.class_means([(TEACHER, means)], layout).axes[0].images
     assert image.get_array()[0].tolist() == [15, 13, 12, 14]
     assert layout_of(("b", "a"), ()) == ([0, 1], ["b", "a"], [])
 
@@ -131,6 +136,73 @@ def test_the_correlation_map_shows_the_distance_to_the_teachers():
     assert axes[1].images[0].get_array()[0].tolist() == pytest.approx([0, 0.3, 0.3])
     alone = plots.correlations((TEACHER, base), [(STUDENT, near)], layout).axes
     assert [ax.get_title().split("\n")[0] for ax in alone[:3]] == ["teacher", "student", "student and the teacher,"]
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """Every picture, of three networks and three classes."""
+    layout = layout_of(("a", "b", "c"), ())
+    generator = torch.Generator().manual_seed(0)
+    matrices = [(look, torch.randn(3, 3, generator=generator)) for look in (TEACHER, AGAINST, STUDENT)]
+    values = [(look, matrix[0].abs()) for look, matrix in matrices]
+    logits, labels = torch.randn(60, 3, generator=generator), torch.arange(60) % 3
+    bins = [(look, metrics.reliability(logits, labels), 0.1) for look in (TEACHER, AGAINST, STUDENT)]
+    points = [(look, torch.randn(60, 2, generator=generator).numpy()) for look in (TEACHER, AGAINST, STUDENT)]
+    found = {
+        "curves": plots.curves([(AGAINST, [lines([10, 50])]), (STUDENT, [lines([20, 60])])], (TEACHER, 90.0)),
+        "class_means": plots.class_means(matrices[::2], layout),
+        "spread": plots.spread_by_class(values, layout),
+        "spread_change": plots.spread_scatter((AGAINST, [values[1][1]]), (STUDENT, [values[2][1]]), ["x"]),
+        "tsne": plots.tsne(points, labels.numpy(), ["a", "b", "c"]),
+        "correlations": plots.correlations(matrices[0], matrices[1:], layout),
+        "reliability": plots.reliability(bins)}
+    for figure in found.values():
+        figure.draw_without_rendering()
+    return found
+
+
+def test_signed_values_have_a_diverging_map_with_0_in_its_middle_and_others_none(figures):
+    for image in (ax.images[0] for name in ("class_means", "correlations") for ax in figures[name].axes if ax.images):
+        low, high = image.get_clim()
+        signed = bool((image.get_array() < 0).any())
+        assert image.get_cmap().name == ("RdBu_r" if signed else "Greys") and low == (-high if signed else 0)
+
+
+def test_axes_and_colour_bars_are_labelled(figures):
+    for name, figure in figures.items():
+        shared = " ".join(text.get_text() for text in (figure._supxlabel, figure._supylabel) if text)
+        labels = [ax.get_xlabel() + ax.get_ylabel() + shared for ax in figure.axes]
+        if name == "reliability":  # its columns share an axis, and so do its rows
+            labels = [labels[0], *labels[3:]]
+        assert all(labels), name
+
+
+def test_legends_cover_nothing(figures):
+    for name, figure in figures.items():
+        legends = [*figure.legends, *(legend for ax in figure.axes if (legend := ax.get_legend()))]
+        boxes = [ax.get_window_extent() for ax in figure.axes]
+        assert not any(legend.get_window_extent().overlaps(box) for legend in legends for box in boxes), name
+
+
+def test_networks_and_loss_terms_differ_by_colour_and_by_dashes(figures):
+    left, right = figures["curves"].axes
+    for ax in (left, right):
+        styles = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+        assert len(set(styles)) == len(styles)
+    assert len({look.line for look in (TEACHER, AGAINST, STUDENT)}) == 3
+    assert {look.colour for look in (TEACHER, AGAINST, STUDENT)} <= set(plots.COLOURS)
+
+
+def test_a_picture_with_a_line_for_each_class_shows_evenly_spaced_ones_of_many():
+    part = layout_of(tuple(f"class{i}" for i in range(1000)), ()).part(200)
+    assert part.order == list(range(0, 1000, 5)) and part.names[1] == "class5"
+    assert layout_of(("b", "a"), ("x", "y")).part(2).groups == [("x", 0, 1), ("y", 1, 2)]
+
+
+def test_names_of_classes_are_no_formulas_and_hold_no_control_characters():
+    figure = plots.tsne([(STUDENT, np.zeros((2, 2)))], np.array([0, 1]), layout_of(("$\\x$", "a\x1bb"), ()).names)
+    assert plots.png(lambda: figure)[:4] == b"\x89PNG"
+    assert layout_of(("$a$", "a\x1bb"), ()).names == [r"\$a\$", r"a\x1bb"]
 
 
 def test_the_scatter_counts_the_classes_that_are_smaller():

@@ -1,0 +1,209 @@
+"""How well a network's features transfer: a linear classifier on them, trained for another data set (linear probe).
+
+python scripts/transfer.py save/student_model/RUN/resnet20_last.pth --dataset stl10
+python scripts/transfer.py CHECKPOINT --dataset folder --data_dir flowers --json probe.json
+
+The network is frozen. Its pooled vectors are computed once, of the images as they are (no augmentation), brought to the
+size and the normalisation that the network was trained with; then one linear layer is trained on those of the training
+images and tested on the others. After Tian, Krishnan and Isola, Contrastive Representation Distillation, ICLR 2020,
+section 4.1, which takes STL-10 and Tiny-ImageNet at 32x32 pixels for students of CIFAR-100.
+"""
+import dataclasses
+import importlib
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dataset
+from dataset import Data
+from helper.cli import Parser
+from helper.device import open_device
+from helper.evaluation import predict
+from helper.meters import count_correct
+from helper.util.arguments import nonnegative_float, nonnegative_int, positive_float, positive_int
+from helper.util.errors import RunError, UsageError, guarded, printable
+from helper.util.progress import progress
+from models.checkpoint import names_weights
+from scripts.analysis.checkpoint import (
+    LoadedCheckpoint,
+    add_flags,
+    add_json_flag,
+    check_json,
+    give,
+    load,
+    load_data,
+    say,
+)
+
+# SGD's learning rate is multiplied by 0.1 after each of these parts of the epochs.
+DECAYS = (0.6, 0.8)
+IMAGES_IN_A_STEP = 256
+
+
+def main():
+    options = options_of(sys.argv[1:])
+    started, device = time.perf_counter(), open_device(options)
+    loaded = load(options.checkpoint, device)
+    options.image_size = options.image_size or loaded.settings.get("image_size") or 32
+    data = load_data(options.dataset, options, loaded)
+    say(f"{loaded.path}: {loaded.network.name}, frozen, on {data.name} ({len(data.train):,} training and "
+        f"{len(data.test):,} test images, {len(data.classes)} classes) at {options.image_size}×{options.image_size} "
+        f"pixels, {device.type}")
+    train, test = (features(loaded, part, options, device) for part in (
+        dataclasses.replace(data, test=data.train), data))
+    layer = fit(*train, len(data.classes), options)
+    found = {
+        "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": len(data.classes),
+        "image_size": options.image_size, "width": layer.in_features, "train_images": len(data.train),
+        "test_images": len(data.test), "optimizer": options.optimizer, "epochs": options.epochs,
+        "weight_decay": options.weight_decay, "seed": options.seed, "train": measured(layer, *train),
+        "test": measured(layer, *test), "seconds": time.perf_counter() - started,
+        "versions": {"torch": torch.__version__},
+    }
+    give(options.json, found, line(found))
+
+
+def options_of(argv: list[str]) -> Namespace:
+    parser = Parser(prog="transfer.py", description="A linear probe: how well a frozen network's features transfer.")
+    add_flags(parser, "(required): where the features go", "32")
+    parser.add_argument("--optimizer", default="lbfgs", choices=("lbfgs", "sgd"),
+                        help="lbfgs: all images in each step, no random numbers; sgd: with momentum 0.9, in batches of "
+                             f"{IMAGES_IN_A_STEP}")
+    parser.add_argument("--epochs", type=positive_int, default=100, metavar="N", help="epochs; of lbfgs its iterations")
+    parser.add_argument("--learning_rate", type=positive_float, default=0.1, metavar="RATE",
+                        help="of sgd; multiplied by 0.1 after 60%% and 80%% of the epochs")
+    parser.add_argument("--weight_decay", type=nonnegative_float, default=1e-4, metavar="X",
+                        help="on the layer's weights, not on its bias")
+    parser.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="of sgd's order of the images")
+    add_json_flag(parser)
+    options = parser.parse_args(argv)
+    if options.dataset is None:
+        raise UsageError("--dataset is missing: give the data set to transfer to, such as stl10")
+    check_json(options.json)
+    return options
+
+
+class Prepared:
+    """A test set (dataset.EvalData) whose images have the size and the normalisation that the network knows.
+
+    test: the images, normalised by own = (mean, std); known: (mean, std) of the network's training, by channel
+    """
+
+    def __init__(self, test, own: tuple[Tensor, Tensor], known: tuple[Tensor, Tensor], size: int):
+        self.test, self.own, self.known, self.size, self.labels = test, own, known, size, test.labels
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of a part of the samples, in order."""
+        for images, labels in self.test.batches(batch_size, part):
+            images = (images * self.own[1] + self.own[0] - self.known[0]) / self.known[1]
+            if images.shape[2:] != (self.size, self.size):
+                images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+            yield images, labels
+
+
+def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pooled vectors (N, width) of the data set's test images, and their labels (N,), on the device.
+
+    Raises UsageError for a network that has no such vectors.
+    """
+    own, known = (tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in statistics)
+                  for statistics in ((data.mean, data.std), normalisation(loaded)))
+    found = predict(loaded.network, Prepared(data.test_images(device), own, known, options.image_size),
+                    options.batch_size)
+    if found.pooled is None:
+        raise UsageError(f"{loaded.network.name} has no vector that a linear classifier reads: choose another network")
+    return found.pooled.to(device), found.labels.to(device)
+
+
+def normalisation(loaded: LoadedCheckpoint) -> tuple[tuple, tuple]:
+    """(mean, std) by channel of the images that the network was trained on: its run's, else CIFAR-100's; ImageNet's for
+    a library's weights."""
+    name = "imagenet" if names_weights(loaded.path) else loaded.settings.get("dataset", "cifar100")
+    module = importlib.import_module(f"dataset.{name if name in dataset.LOADERS else 'cifar100'}")
+    return module.MEAN, module.STD
+
+
+def fit(vectors: Tensor, labels: Tensor, classes: int, options: Namespace) -> nn.Linear:
+    """The linear layer, from vectors (N, width) to logits (N, classes), trained on the cross-entropy of labels (N,).
+
+    It is trained on standardised vectors, and returned for the vectors as they are. Raises RunError where it diverges.
+    """
+    mean, deviation = vectors.mean(0), vectors.std(0).clamp(min=1e-6)
+    layer = nn.Linear(vectors.shape[1], classes, device=vectors.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    loss = (_lbfgs if options.optimizer == "lbfgs" else _sgd)(layer, (vectors - mean) / deviation, labels, options)
+    if not loss.isfinite():
+        raise RunError(f"the loss of the linear layer is not finite: give a --learning_rate below "
+                       f"{options.learning_rate:g}, or --optimizer lbfgs")
+    with torch.no_grad():
+        layer.weight /= deviation
+        layer.bias -= layer.weight @ mean
+    return layer
+
+
+def _lbfgs(layer, vectors, labels, options):
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=options.epochs, line_search_fn="strong_wolfe",
+                                  tolerance_grad=1e-6, tolerance_change=1e-10)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(vectors), labels) + options.weight_decay / 2 * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    with progress("the linear layer", options.epochs * 5 // 4, unit=" evaluations of the loss", file=sys.stderr) as bar:
+        def counted():
+            bar.update()
+            return closure()
+
+        optimizer.step(counted)
+    return closure().detach()
+
+
+def _sgd(layer, vectors, labels, options):
+    optimizer = torch.optim.SGD([{"params": [layer.weight], "weight_decay": options.weight_decay},
+                                 {"params": [layer.bias]}], lr=options.learning_rate, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(part * options.epochs) for part in DECAYS])
+    generator = torch.Generator().manual_seed(options.seed)
+    with progress("the linear layer", options.epochs, unit=" epochs", file=sys.stderr) as bar:
+        for _ in range(options.epochs):
+            for index in torch.randperm(len(labels), generator=generator).to(labels.device).split(IMAGES_IN_A_STEP):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(layer(vectors[index]), labels[index])
+                loss.backward()
+                optimizer.step()
+            scheduler.step()
+            bar.update()
+    return loss.detach()
+
+
+@torch.no_grad()
+def measured(layer: nn.Linear, vectors: Tensor, labels: Tensor) -> dict[str, float]:
+    """{"loss": mean cross-entropy, "top1", "top5": accuracy in percent}."""
+    logits = layer(vectors)
+    top1, top5 = (100 * count_correct(logits, labels).double() / len(labels)).tolist()
+    return {"loss": F.cross_entropy(logits, labels).item(), "top1": top1, "top5": top5}
+
+
+def line(found: dict) -> str:
+    """The result in one line."""
+    return (f"{printable(found['checkpoint'])} on {found['dataset']}: top-1 {found['test']['top1']:.2f}, top-5 "
+            f"{found['test']['top5']:.2f} of {found['test_images']:,} test images (training images: top-1 "
+            f"{found['train']['top1']:.2f}); {found['model']}, {found['width']} features at "
+            f"{found['image_size']}×{found['image_size']}, {found['optimizer']}")
+
+
+if __name__ == "__main__":
+    guarded(main)
