@@ -25,11 +25,11 @@ def load(root: str) -> Data:
     digits = load_digits()
     images = torch.stack([_rgb32(image) for image in digits.images])
     labels = torch.from_numpy(digits.target).long()
-    test = torch.zeros(len(labels), dtype=torch.bool)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
     for c in range(10):
-        test[(labels == c).nonzero().squeeze(1)[4::5]] = True
+        held_out[(labels == c).nonzero().squeeze(1)[4::5]] = True
     names = tuple(str(c) for c in range(10))
-    train, test = (Split(images[part], labels[part]) for part in (~test, test))
+    train, test = (Split(images[part], labels[part]) for part in (~held_out, held_out))
     return Data("digits", names, MEAN, STD, False, train, test)
 
 

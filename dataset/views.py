@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple has a method of this name, which nobody calls
     view: Tensor | None
     whole: int | None = None
 

@@ -34,9 +34,10 @@ class Wrapped(Classifier):
         super().__init__(name)
         for module in network.modules():
             if getattr(module, "inplace", False) is True:
-                module.inplace = False
+                module.inplace = False  # type: ignore[assignment]
         self.network, self.num_classes, self.head = network, num_classes, head
-        self.seen, self.sizes = {}, set()
+        self.seen: dict[str, Tensor] = {}
+        self.sizes: set[torch.Size] = set()
         self.register_state_dict_post_hook(_take_off)
         self.register_load_state_dict_pre_hook(_put_on)
         self.layout = find_layout(network, candidates)
@@ -121,7 +122,9 @@ def find_layout(network: nn.Module, candidates: list[str]) -> Layout:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    first, last = {}, {}  # by size, in the order of the pass
+    # By size, in the order of the pass.
+    first: dict[int, str] = {}
+    last: dict[int, str] = {}
     for name, result in results.items():
         # The image is square: of channels last, the first map that is not as wide as high tells.
         if not isinstance(result, Tensor) or result.ndim != 4 or result.shape[2] != result.shape[3]:

@@ -72,9 +72,10 @@ class MobileNet(Classifier):
                 channels = int(base * width)
             self.blocks.append(nn.Sequential(*group))
         self.conv2 = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU())
-        self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
+        linear = nn.Linear(1280, num_classes)
+        self.classifier = nn.Sequential(linear)
         init_convolutions(self)
-        init_small_linear(self.classifier[0])
+        init_small_linear(linear)
 
     def outputs(self, x: Tensor) -> Outputs:
         x = stem = self.conv1(x)

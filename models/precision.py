@@ -25,7 +25,7 @@ class Precision:
     def prepare(self, network: Classifier) -> Classifier:
         """The network in the memory format, to be compiled when it first runs; its state dict has the same values."""
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
         if self.compiled:
             network.compile()
         return network

@@ -81,7 +81,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def sources_of(options, staging: Path) -> dict[str, Callable[[str, Path], None]]:
     """Where to fetch from, by title, in this order; each brings a teacher of a name, unchecked, to a path."""
     scheme, rest = options.publisher.split("://", 1)
-    sources = {"the publisher over https": partial(from_publisher, f"https://{rest}")}
+    sources: dict[str, Callable[[str, Path], None]] = {
+        "the publisher over https": partial(from_publisher, f"https://{rest}")}
     if scheme == "http":
         sources["the publisher over http (unauthenticated)"] = partial(from_publisher, f"http://{rest}")
     return sources | {"the mirror": partial(from_mirror, options.mirror, staging / "archive.tar")}
@@ -103,7 +104,7 @@ def from_mirror(url: str, archive: Path, name: str, path: Path) -> None:
                 if not member.isreg() or member.issparse() or member.size > TEACHER_LIMIT:
                     raise ValueError(f"{name} in it is no plain file of at most {TEACHER_LIMIT / 1e6:.0f} MB")
                 with open(path, "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
+                    shutil.copyfileobj(tar.extractfile(member), file)  # type: ignore[arg-type]  # it is a file
     except Exception as error:  # tarfile raises what the bytes happen to provoke
         reason = str(error) if isinstance(error, DownloadError) else f"{url} cannot be read ({error})"
         raise DownloadError(reason, unreachable=True) from None  # the same for every teacher

@@ -86,16 +86,16 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
     """What `make` gives on the first process, on all of them; what it raises there is raised on all."""
     if world_size() == 1:
         return make()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told[0] = make()
+            outcome[0] = make()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def all_reduce_max(number: int) -> int:
