@@ -7,14 +7,15 @@ images, their preprocessing and the arithmetic of the teacher. It holds, for eac
 run has needed so far,
 
     FIELD.bin    (n, views, width) float16 or float32, raw, memory-mapped by readers
-    FIELD.have   (n, views) uint8, 1 where that row of FIELD.bin is on the disk
+    FIELD.sums   (n, views) uint32, the checksum of each row of FIELD.bin that is on the disk, 0 for the others
     meta.json    what the cache is of
 
 It may be filled at once (`--teacher_cache on`), or grow by what each epoch shows (`auto` on the CPU). Either way
-processes share the work: the images are dealt out in blocks, each computed by the process that holds its lock,
-which the system lets go of when that process ends. A row is marked only after it has reached the disk, so a killed
-process costs what it had not marked. Only logits and pooled vectors are stored: feature maps would be a hundred
-times as large, and a method that reads them keeps the live teacher.
+processes share the work: the images are dealt out in blocks, each computed by the process that holds its lock, which
+the system lets go of when that process ends. A row is marked only after it has reached the disk, so a killed process
+costs what it had not marked. Rows are held against their checksums before they are used, and those that differ are
+computed anew. A complete cache is used where it cannot be written too. Only logits and pooled vectors are stored:
+feature maps would be a hundred times as large, and a method that reads them keeps the live teacher.
 
 Exactness. The teacher runs in float32, in the arithmetic that the live teacher has on that device (TF32 on cards
 where it is on; both are part of the key). On the CPU it runs in batches of the run's own --batch_size, all of them
@@ -48,10 +49,12 @@ from helper.util.progress import progress
 from models import Classifier, Outputs
 
 FIELDS = ("logits", "pooled")
-FORMAT = 2
+FORMAT = 3
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # Images whose views are one process's to compute at a time.
 BLOCK = 2048
+# Rows whose checksums are compared at a time, for the memory that takes.
+VERIFIED_AT_ONCE = 1 << 17
 # Seconds between the points that a killed process's work is kept up to.
 SAVE_SECONDS = 10
 
@@ -119,7 +122,8 @@ class Cache:
         self.dtype, self.widths = DTYPES[dtype], widths
 
     def have(self, name: str) -> np.ndarray:
-        """(n * views,) uint8, which rows of a field (image by image, of an image view by view) are on the disk.
+        """(n * views,) uint32, the checksums of a field's rows (image by image, of an image view by view); 0 for those
+        that are not on the disk.
 
         Mapped from its file, so that it follows what other processes add. Raises Unusable.
         """
@@ -128,19 +132,21 @@ class Cache:
                 meta = json.load(meta_file)
             own = (meta["format"], meta["key"]) == (FORMAT, self.key)
         except FileNotFoundError:
-            return np.zeros(self.rows, np.uint8)
+            if os.path.exists(self._path(f"{name}.sums")):
+                raise Unusable(f"{name}.sums has no meta.json beside it") from None
+            return np.zeros(self.rows, np.uint32)
         except (ValueError, KeyError, TypeError):
             raise Unusable("meta.json is damaged") from None
         if not own:
             raise Unusable("meta.json is of another cache")
-        sizes = {f"{name}.have": self.rows, f"{name}.bin": self.bytes(name)}
-        if not os.path.exists(self._path(f"{name}.have")):
-            return np.zeros(self.rows, np.uint8)
+        sizes = {f"{name}.sums": 4 * self.rows, f"{name}.bin": self.bytes(name)}
+        if not os.path.exists(self._path(f"{name}.sums")):
+            return np.zeros(self.rows, np.uint32)
         for file, size in sizes.items():
             there = os.path.getsize(self._path(file)) if os.path.exists(self._path(file)) else 0
             if there != size:
                 raise Unusable(f"{file} has {there:,} bytes instead of {size:,}")
-        return np.memmap(self._path(f"{name}.have"), np.uint8, "r")
+        return np.memmap(self._path(f"{name}.sums"), np.uint32, "r")
 
     def left(self, fields: list[str]) -> float:
         """The part of the teacher's work for these fields that is still to do, 0 to 1."""
@@ -157,23 +163,30 @@ class Cache:
         """The bytes that these fields still need of the disk, and those free there."""
         needed = 0
         for name in fields:
-            for file, size in ((f"{name}.bin", self.bytes(name)), (f"{name}.have", self.rows)):
+            for file, size in ((f"{name}.bin", self.bytes(name)), (f"{name}.sums", 4 * self.rows)):
                 path = self._path(file)
                 taken = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
                 needed += max(size - taken, 0)
-        place = os.path.abspath(self.root)
-        while not os.path.exists(place):
-            place = os.path.dirname(place)
-        return needed, shutil.disk_usage(place).free
+        return needed, shutil.disk_usage(_existing(self.root)).free
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process may add to the cache; one that it may only read serves if it is complete."""
+        return os.access(_existing(self.folder), os.W_OK)
 
     def prepare(self, fields: list[str], network: Classifier, views: TrainViews, stop: Callable[[], None]) -> None:
         """Bring the files of these fields into being, empty where they are not there; what is there is held
         against the teacher, and begun afresh where it is not its outputs.
 
         stop: called while another process does the same; may raise to give up
-        Raises UsageError where the disk is too small or the folder cannot be written.
+        Raises UsageError where the disk is too small, or where something is missing and the folder cannot be written.
         """
         network.eval()
+        if not self.writable:
+            if self.left(fields) > 0:
+                raise UsageError(f"cannot write to {self.folder}, and the cache there is not complete: give another "
+                                 "--cache_dir, or --teacher_cache off")
+            return
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
@@ -185,34 +198,38 @@ class Cache:
             fault = self._fault(fields, network, views)
             if fault is not None:
                 print(f"the teacher cache {self.folder} cannot be used ({fault}): building it afresh", flush=True)
-                # Removed, not overwritten: a process that has mapped a file keeps what it read.
-                for name in ("meta.json", *(f"{name}.{kind}" for name in FIELDS for kind in ("bin", "have"))):
+                # Removed, not overwritten: a process that has mapped a file keeps what it read. The checksums first and
+                # what says whose they are last: those that a kill leaves behind are never another cache's.
+                for name in (*(f"{name}.{kind}" for kind in ("sums", "bin") for name in FIELDS), "meta.json"):
                     if os.path.exists(self._path(name)):
                         os.remove(self._path(name))
             needed, free = self.disk(fields)
             if needed > free:
                 raise UsageError(f"the teacher cache needs {size(needed)} more in {self.root}, {size(free)} are free: "
                                  "make room, give another --cache_dir, or --teacher_cache off")
-            for name in fields:
-                if not os.path.exists(self._path(f"{name}.have")):
-                    self._reserve(self._path(f"{name}.bin"), self.bytes(name))
-                    write_bytes(self._path(f"{name}.have"), bytes(self.rows))
             if not os.path.exists(self._path("meta.json")):
                 write_json(self._path("meta.json"), {
                     "format": FORMAT, "key": self.key, "images": self.shape[0], "views": self.shape[1],
                     "dtype": str(self.dtype).removeprefix("torch."), "arithmetic": self.arithmetic})
+            for name in fields:
+                if not os.path.exists(self._path(f"{name}.sums")):
+                    self._reserve(self._path(f"{name}.bin"), self.bytes(name))
+                    write_bytes(self._path(f"{name}.sums"), bytes(4 * self.rows))
 
     def fill(self, fields: list[str], rows: np.ndarray | None, network: Classifier, views: TrainViews, batch_size: int,
              stop: Callable[[], None]) -> None:
-        """Bring these rows (ascending; None for all) of these fields onto the disk, after `prepare`. The work is
-        shared with the processes that do the same at the same time.
+        """Bring these rows (ascending; None for all) of these fields onto the disk, after `prepare`; those that do not
+        have their checksum are computed anew. The work is shared with the processes that do the same at the same time.
 
         batch_size: views in a batch of the teacher
         stop: called often; may raise to leave, what is done stays
-        Raises RunError for values that the type of the cache cannot hold.
+        Raises RunError for values that the type of the cache cannot hold, and where rows of a cache that can only be
+        read are damaged.
         """
-        marks = {name: self.have(name) for name in fields}
         rows = np.arange(self.rows) if rows is None else rows
+        for name in fields:
+            self._verify(name, rows)
+        marks = {name: self.have(name) for name in fields}
         rows = rows[_missing(marks, rows)]
         if len(rows) == 0:
             return
@@ -221,7 +238,7 @@ class Cache:
         with (self._locks() as locks, contextlib.ExitStack() as stack,
               progress("teacher cache", len(rows), unit=" views") as bar):
             files = {name: stack.enter_context(open(self._path(f"{name}.bin"), "r+b")) for name in fields}
-            marks = {name: np.memmap(self._path(f"{name}.have"), np.uint8, "r+") for name in fields}
+            marks = {name: np.memmap(self._path(f"{name}.sums"), np.uint32, "r+") for name in fields}
             while blocks:
                 busy = []
                 for number, part in blocks:
@@ -246,6 +263,27 @@ class Cache:
             flat = torch.from_numpy(np.memmap(self._path(f"{name}.bin"), np.uint8, "r"))
         return flat.view(self.dtype).view(*self.shape, self.widths[name])
 
+    def _verify(self, name, rows):
+        """Take the marks off those of these rows whose values do not have their checksum."""
+        damaged = self._damaged(name, rows)
+        if len(damaged) == 0:
+            return
+        where = f"the teacher cache {self.folder}: {len(damaged):,} rows of {name}.bin do not have their checksum"
+        if not self.writable:
+            raise RunError(f"{where}, and it cannot be written: give another --cache_dir, or --teacher_cache off")
+        print(f"{where}: computing them anew", flush=True)
+        np.memmap(self._path(f"{name}.sums"), np.uint32, "r+")[damaged] = 0
+
+    def _damaged(self, name, rows):
+        """Those of these rows that are on the disk and do not have their checksum."""
+        values = np.memmap(self._path(f"{name}.bin"), np.uint16, "r").reshape(self.rows, -1)
+        marks, found = self.have(name), [rows[:0]]
+        for start in range(0, len(rows), VERIFIED_AT_ONCE):
+            part = rows[start : start + VERIFIED_AT_ONCE]
+            part = part[marks[part] != 0]
+            found.append(part[checksums(values[part]) != marks[part]])
+        return np.concatenate(found)
+
     @torch.inference_mode()
     def _fault(self, fields, network, views):
         """What is wrong with the folder, in words, or None; what it holds is compared with the teacher."""
@@ -256,7 +294,10 @@ class Cache:
                 return str(error)
             if len(held) == 0:
                 continue
-            rows = torch.from_numpy(held[np.linspace(0, len(held) - 1, 64).astype(int)])
+            probed = np.sort(np.random.default_rng().choice(held, 64))
+            rows = torch.from_numpy(np.setdiff1d(probed, self._damaged(name, probed)))
+            if len(rows) == 0:
+                continue
             live = getattr(self._outputs(rows, network, views), name).float().cpu()
             stored = self.table(name).flatten(0, 1)[rows].float()
             # Wide enough for other kernels, TF32 and float16, far too narrow for another teacher or for zeros.
@@ -278,11 +319,13 @@ class Cache:
         rows: (m,) int64, ascending; show: called with the number of rows done
         """
         first, saved = 0, time.monotonic()
+        sums = {name: np.zeros(len(rows), np.uint32) for name in files}
 
         def save(last):
             for name, file in files.items():
                 os.fsync(file.fileno())
-                marks[name][rows[first:last]] = 1
+                written = np.flatnonzero(sums[name][first:last]) + first
+                marks[name][rows[written]] = sums[name][written]
             return last
 
         start = 0
@@ -295,13 +338,18 @@ class Cache:
                 # Every batch is a full one: the last is filled up with rows that were there before.
                 part = torch.from_numpy(rows[np.arange(start, start + batch_size) % len(rows)])
                 out = self._outputs(part, network, views)
-                self._write(files, marks, rows[start : start + batch_size], out)
+                for name, written in self._write(files, marks, rows[start : start + batch_size], out).items():
+                    sums[name][start : start + len(written)] = written
             start = len(rows)
         finally:
             save(start)
 
     def _write(self, files, marks, rows, out):
-        """Put the first outputs of a batch in their places, a piece for each run of neighbouring rows."""
+        """Put the first outputs of a batch in their places, a piece for each run of neighbouring rows.
+
+        Returns, by field, the checksums of the rows that were written, (m,) uint32, 0 for the others.
+        """
+        written = {}
         for name, file in files.items():
             values = getattr(out, name)[: len(rows)].to(self.dtype).cpu().contiguous()
             if not values.isfinite().all():
@@ -312,6 +360,9 @@ class Cache:
             for run in np.split(lacking, np.flatnonzero(np.diff(rows[lacking]) != 1) + 1):
                 if len(run):
                     os.pwrite(file.fileno(), content[run[0] : run[-1] + 1].tobytes(), int(rows[run[0]]) * width)
+            written[name] = np.zeros(len(rows), np.uint32)
+            written[name][lacking] = checksums(content.view(np.uint16)[lacking])
+        return written
 
     @staticmethod
     def _reserve(path, size):
@@ -326,6 +377,22 @@ class Cache:
 
     def _path(self, name):
         return os.path.join(self.folder, name)
+
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    """(m,) uint32, none 0, of rows (m, words) uint16: any one changed word changes it."""
+    # Odd factors are units modulo 2^32, so that a change of one word is never lost; unequal ones see exchanges too.
+    factors = (2 * np.arange(rows.shape[1], dtype=np.uint32) + 1) * np.uint32(2654435761)
+    sums = rows.astype(np.uint32) @ factors + np.uint32(0x9E3779B9)
+    return np.where(sums == 0, np.uint32(1), sums)
+
+
+def _existing(path):
+    """The path, or the nearest folder above it that is there."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _missing(marks, rows):

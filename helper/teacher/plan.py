@@ -41,6 +41,7 @@ class CacheInputs(NamedTuple):
     views: of an image
     disk_needed, disk_free, table, device_free: bytes; device_free is None on the CPU, where tables are read
         from the file's mapping
+    writable: whether the cache can be added to
     """
 
     asked: str
@@ -53,6 +54,7 @@ class CacheInputs(NamedTuple):
     disk_free: int
     table: int
     device_free: int | None
+    writable: bool = True
 
 
 def unstored(reads: frozenset[str]) -> list[str]:
@@ -89,6 +91,8 @@ def decide(s: CacheInputs) -> tuple[str, str]:
                         f"{size(s.table)} and {size(HEADROOM)} are left to training")
     if s.left == 0:
         return "complete", "complete"
+    if not s.writable and s.earlier is None:
+        return "live", "live teacher: the cache is not complete and cannot be written"
     if s.disk_needed > s.disk_free:
         return "live", (f"live teacher: the cache needs {size(s.disk_needed)} more on the disk, "
                         f"{size(s.disk_free)} are free")
@@ -147,7 +151,7 @@ class TeacherPlan:
             print(f"filling the teacher cache {cache.folder}: {' and '.join(fields)} of {cache.rows:,} views, "
                   f"{size(cache.bytes(*fields))}, in {cache.arithmetic}; "
                   f"{100 * (1 - cache.left(fields)):.1f}% are there", flush=True)
-            fill(None)
+        fill(None)  # also verifies what is there
         tables = {name: cache.table(name) for name in fields}
         free = _device_free(device)
         if free is not None:
@@ -235,7 +239,7 @@ def _inputs(options, cache, reads, device, record):
     return CacheInputs(
         asked, reads, record.earlier.decisions.get("teacher_source"), cache.left(fields) if cache else 1.0,
         record.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
-        cache.bytes(*fields) if cache else 0, _device_free(device))
+        cache.bytes(*fields) if cache else 0, _device_free(device), cache is None or cache.writable)
 
 
 def _device_free(device):

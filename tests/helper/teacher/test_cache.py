@@ -1,4 +1,5 @@
 """The exact teacher cache: what it holds, how it survives, when it is used, and what training with it gives."""
+import contextlib
 import copy
 import dataclasses
 import json
@@ -23,7 +24,7 @@ from helper.evaluation import evaluate
 from helper.record.run import RunRecord
 from helper.teacher import cache as cache_module
 from helper.teacher import plan as plan_module
-from helper.teacher.cache import Cache, CachedTeacher, key_of
+from helper.teacher.cache import Cache, CachedTeacher, checksums, key_of
 from helper.teacher.plan import HEADROOM, CacheInputs, decide
 from helper.teacher.source import LiveTeacher
 from helper.util.errors import Interrupted, RunError, UsageError
@@ -71,7 +72,7 @@ def fill(cache, fields, network, views, rows=None, stop=lambda: None):
 
 def count(cache, name="logits"):
     """How many rows are on the disk."""
-    return int(cache.have(name).sum())
+    return int(np.count_nonzero(cache.have(name)))
 
 
 def start_build(root, n, slow=0.0):
@@ -224,22 +225,24 @@ def damage_key(folder):
 
 
 def damage_marks(folder):
-    os.truncate(folder / "logits.have", 10)
+    os.truncate(folder / "logits.sums", 10)
 
 
 def damage_size(folder):
     os.truncate(folder / "logits.bin", 100)
 
 
-def damage_values(folder):
-    (folder / "logits.bin").write_bytes(bytes((folder / "logits.bin").stat().st_size))
-
-
 def remove_values(folder):
     (folder / "logits.bin").unlink()
 
 
-@pytest.mark.parametrize("damage", (damage_meta, damage_key, damage_marks, damage_size, damage_values, remove_values))
+def remove_meta(folder):
+    """What a kill left behind while an earlier version discarded a cache, the values zeroed: the marks are nobody's."""
+    (folder / "meta.json").unlink()
+    (folder / "logits.bin").write_bytes(bytes((folder / "logits.bin").stat().st_size))
+
+
+@pytest.mark.parametrize("damage", (damage_meta, damage_key, damage_marks, damage_size, remove_values, remove_meta))
 def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
     cache = build(tmp_path, 2)
     right = cache.table("logits").clone()
@@ -249,6 +252,70 @@ def test_damaged_cache_is_built_afresh(damage, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "cannot be used" in output and cache.left(["logits"]) == 0
     assert torch.equal(cache.table("logits"), right)
+
+
+@pytest.mark.parametrize("rows", [[7], [0, 161], list(range(81, 162))])
+def test_rows_that_do_not_have_their_checksum_are_computed_anew(rows, tmp_path, capsys, monkeypatch):
+    """One flipped bit is enough, and half a cache of zeros is noticed; no other row is computed."""
+    cache = build(tmp_path, 2)
+    right, width = cache.table("logits").clone(), cache.dtype.itemsize * WIDTHS["logits"]
+    with open(Path(cache.folder) / "logits.bin", "r+b") as file:
+        for row in rows:
+            file.seek(row * width + 3)
+            byte = file.read(1)[0]
+            file.seek(row * width + 3)
+            file.write(bytes([byte ^ 1] if len(rows) < 3 else [0]))
+    network = make_teacher()
+    cache, views = make_cache(tmp_path, network, make_data(2))
+    sizes = count_forwards(network, monkeypatch)
+    cache.prepare(["logits"], network, views, lambda: None)
+    probed = sum(sizes)
+    cache.fill(["logits"], None, network, views, BATCH, lambda: None)
+    assert sum(sizes) - probed == -(-len(rows) // BATCH) * BATCH
+    assert f"{len(rows)} rows of logits.bin do not have their checksum" in capsys.readouterr().out
+    assert torch.equal(cache.table("logits"), right)
+
+
+def test_checksums_differ_for_any_changed_word():
+    rows = np.random.default_rng(0).integers(0, 2**16, (50, 100), dtype=np.uint16)
+    sums = checksums(rows)
+    for word in range(100):
+        changed = rows.copy()
+        changed[:, word] ^= np.uint16(1 << (word % 16))
+        assert (checksums(changed) != sums).all()
+    assert (sums != 0).all() and checksums(np.zeros((1, 100), np.uint16))[0] != 0
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """Nothing in `folder` can be written, by root neither."""
+    if os.geteuid() != 0:
+        os.chmod(folder, 0o500)
+    elif subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode != 0:
+        pytest.skip("root may not mount here")
+    else:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        if os.geteuid() != 0:
+            os.chmod(folder, 0o700)
+        else:
+            subprocess.run(["umount", folder], check=True)
+
+
+def test_a_complete_cache_is_used_where_it_cannot_be_written_and_another_is_not(runs, capsys):
+    folder = str(runs.root / "shared")
+    state, _, _ = runs("built", "--teacher_cache", folder, epochs=1)
+    with read_only(folder):
+        again, _, args = runs("read", "--teacher_cache", folder, epochs=1)
+        assert args["facts"]["cache"].startswith("complete (")
+        assert all(torch.equal(again[key], value) for key, value in state.items())
+        grown = ("--teacher_cache", "auto", "--cache_dir", folder, "--cache_dtype", "float32")
+        _, _, args = runs("other", *grown, epochs=1)
+        assert "is not complete and cannot be written" in args["facts"]["cache"]
+        with pytest.raises(UsageError, match=r"cannot write to .* --cache_dir"):
+            runs("refused2", "--teacher_cache", folder, "--cache_dtype", "float32")
 
 
 def test_key_follows_everything_that_the_outputs_depend_on():
