@@ -8,7 +8,7 @@ from dataset import long_tail
 from dataset._base import Data, DataError, EvalData, Samples, Split, TrainData
 from dataset.views import Batch, EvalImages, TrainViews, epoch_plan
 
-# The files of this folder that are no data sets, beside those that start with an underscore.
+# The files of this folder that are no data sets, in addition to those that start with an underscore.
 SERVICES = ("long_tail", "views")
 # By name: load(root, **settings), and the settings that it takes, named as the flags that give them.
 LOADERS: dict[str, Callable[..., Data]] = {}

@@ -1,7 +1,7 @@
 """What a data set is: names, images and labels; and what the training loop reads of it.
 
 The images are in memory (Split) or in files (dataset/_stream.py): each implements Samples, and hands out the training
-and the test set as TrainData and EvalData, so that nobody else distinguishes the two.
+and the test set as TrainData and EvalData, so that no other code distinguishes the two.
 """
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Samples(Protocol):
         """The same images with other labels."""
 
     def stamp(self) -> bytes:
-        """What tells samples that are read from files as needed from changed ones; empty for samples in memory."""
+        """Changes when the files do that the samples are read from; empty for samples in memory."""
 
     def train_data(self, data: Data, device: torch.device) -> TrainData:
         """These samples as a training set; data: the data set that they are of."""

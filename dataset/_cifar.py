@@ -20,7 +20,7 @@ def load(root: str, name: str, title: str, mean: tuple, std: tuple, limit: int =
     limit: of the archive's bytes; parts: what names the training and the test images to torchvision
     torchvision checks the MD5 of each file. Raises DataError where the set cannot be fetched or read.
     """
-    from torchvision import datasets  # its import takes as long as PyTorch's: only who needs it waits
+    from torchvision import datasets  # imported late: it takes as long as PyTorch
 
     source = getattr(datasets, title.replace("-", ""))
     try:
@@ -39,7 +39,7 @@ def load(root: str, name: str, title: str, mean: tuple, std: tuple, limit: int =
 
 
 def _read(source, root, parts, unpack):
-    # torchvision says "Files already downloaded" on standard output at each call.
+    # torchvision prints "Files already downloaded" at each call.
     with contextlib.redirect_stdout(io.StringIO()):
         return [source(root, **part, download=unpack) for part in parts]
 

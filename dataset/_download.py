@@ -8,9 +8,9 @@ from helper.util.files import wait_for_folder
 
 
 def held(root: str, title: str) -> AbstractContextManager:
-    """The data folder `root`, made if missing, held by this process alone while it prepares `title` there.
+    """Lock the data folder `root`, created if missing, while this process prepares `title` there.
 
-    One that can only be read is not held: nothing will be written there. Raises DataError where it cannot be made.
+    A read-only folder is not locked: nothing will be written there. Raises DataError where it cannot be created.
     """
     try:
         os.makedirs(root, exist_ok=True)
@@ -25,9 +25,9 @@ def fetch(title: str, url: str, root: str, md5: str, limit: int, folder: str) ->
     """Bring the archive at `url` into `root`, under its own name, or make sure that it is the one there.
 
     limit: the size in bytes above which it is refused; folder: what may be there instead of it, for the message
-    Raises DataError where it cannot be had.
+    Raises DataError where it cannot be fetched, or is not the archive meant.
     """
-    import pooch  # a tenth of a second, which only those wait for who fetch something
+    import pooch  # imported late: it takes a tenth of a second
 
     path = os.path.join(root, os.path.basename(url))
     if os.path.lexists(path):

@@ -1,7 +1,7 @@
 """Images that stay in their files: decoded by worker processes, as the loop needs them.
 
-What a view shows follows from a seed of its own, which the epoch's plan holds: a pure function of (seed,
-trial, phase, epoch, image), whatever the number of workers. Workers hand over uint8 pixels, a quarter of
+Each view has a seed of its own, from the epoch's plan: it is a pure function of (seed, trial, phase, epoch, image),
+whatever the number of workers. Workers hand over uint8 pixels, a quarter of
 the bytes of floats, and the device normalises them, which gives the bits of torchvision's ToTensor and Normalize.
 """
 from __future__ import annotations
@@ -33,8 +33,8 @@ TEST_PIXELS = 64 * 224 * 224
 class Files:
     """Samples in files.
 
-    root: a folder; names: (n,) bytes, the files' paths in it (an array: worker processes share its memory, as
-        they would not share a list's); labels: (n,) int64 in [0, classes)
+    root: a folder; names: (n,) bytes, the files' paths in it (an array, whose memory worker processes share, unlike
+        a list's); labels: (n,) int64 in [0, classes)
     size: height and width of what a network sees
     workers: processes that read images; 0: the main one
     """
@@ -133,7 +133,7 @@ class StreamedImages(_Streamed):
 
 
 def _train_transform(size, flip):
-    from torchvision.transforms import v2  # its import takes as long as PyTorch's: only who needs it waits
+    from torchvision.transforms import v2  # imported late: it takes as long as PyTorch
 
     mirrored = [v2.RandomHorizontalFlip()] if flip else []
     return v2.Compose([v2.RandomResizedCrop(size), *mirrored, v2.PILToTensor()])
@@ -184,8 +184,8 @@ def _loader(images, plan, batch_size, collate, pin=False):
 
 
 def _started(loader):
-    """iter(loader), whose workers are deaf to signals that a whole process group gets: they are the main process's,
-    and it lets its workers end."""
+    """iter(loader), whose workers ignore signals sent to the whole process group: the main process handles them and
+    ends its workers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         return iter(loader)  # the workers are forked here, and keep the mask

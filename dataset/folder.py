@@ -84,7 +84,7 @@ def _images(folder: str) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    """os.walk would leave out, silently, what it cannot read."""
+    """For os.walk, which by default silently leaves out what it cannot read."""
     raise DataError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or remove it") from None
 
 

@@ -73,7 +73,7 @@ class _Source(Protocol):
         """Raises what the file system or zipfile does."""
 
     def identity(self, names: list[str]) -> tuple:
-        """What tells these files from others, or changed ones."""
+        """Changes when the files do."""
 
 
 class _Folder:

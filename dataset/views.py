@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    index: Tensor  # type: ignore[assignment]  # tuple has a method of this name, which nobody calls
+    index: Tensor  # type: ignore[assignment]  # hides the method of tuple
     view: Tensor | None
     whole: int | None = None
 

@@ -8,7 +8,7 @@ from helper.util.errors import UserError
 
 
 class ModelError(UserError):
-    """A network that cannot be had, or that cannot take these images; the message says the cure."""
+    """A network that is not available, or that cannot take these images; the message says what to do."""
 
 
 class Outputs(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from models import _timm, _torchvision
 from models._base import Classifier, ModelError
 
-# The files of this folder that define no network, beside those that start with an underscore.
+# The files of this folder that define no network, in addition to those that start with an underscore.
 SERVICES = ("checkpoint", "precision")
 # Other libraries, by the prefix of their names.
 ZOOS = {"torchvision": _torchvision, "timm": _timm}
@@ -66,7 +66,7 @@ def has_prefix(name: str) -> bool:
 def pretrained(name: str) -> Classifier:
     """The network of a prefixed name with the weights that its library publishes, fetched if need be.
 
-    Raises ModelError for an unknown name, and where the weights cannot be had.
+    Raises ModelError for an unknown name, and where the weights are not available.
     """
     zoo, own = _split(check_name(name))
     if zoo is None:

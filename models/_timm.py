@@ -8,6 +8,7 @@ import logging
 
 from torch import nn
 
+from helper.util.errors import printable
 from models._base import ModelError
 from models._wrapped import Wrapped
 
@@ -28,16 +29,16 @@ def build(name: str, num_classes: int) -> Wrapped:
 def pretrained(name: str) -> Wrapped:
     """The network with its weights and classes, fetched by timm where they are not in its folder yet.
 
-    Raises ModelError where they cannot be had.
+    Raises ModelError where they are not available.
     """
     timm = _timm()
     print(f"timm looks for the weights of {name} in the Hugging Face hub's folder, then on the hub", flush=True)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would stand before our own line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it prints its retries before our line
     try:
         return _wrapped(name, timm.create_model(name, pretrained=True))
     except Exception as error:  # the hub, its readers and timm each raise their own kinds
-        raise ModelError(f"the weights of timm:{name} cannot be had ({' '.join(str(error).split())[:300]}): timm reads "
-                         "them from the Hugging Face hub, or from its folder (HF_HOME)") from None
+        raise ModelError(f"the weights of timm:{name} are not available ({printable(error)[:300]}): timm reads them "
+                         "from the Hugging Face hub, or from its folder (HF_HOME)") from None
 
 
 def _timm():

@@ -9,18 +9,19 @@ import sys
 
 from torch import nn
 
+from helper.util.errors import printable
 from models._base import ModelError
 from models._wrapped import Wrapped
 
 # Auxiliary outputs in training, and a loader that needs what a plain state dict does not hold.
 LEFT_OUT = ("googlenet", "inception_v3", "mnasnet")
-# What holds the blocks, where the network itself does not.
+# The submodule that contains the blocks, where it is not the network itself.
 TRUNKS = ("features", "trunk_output")
 
 
 def names() -> list[str]:
     """The names that may follow 'torchvision:'."""
-    from torchvision import models  # its import takes as long as PyTorch's: only who needs it waits
+    from torchvision import models  # imported late: it takes as long as PyTorch
 
     return [name for name in models.list_models(module=models) if not name.startswith(LEFT_OUT)]
 
@@ -51,10 +52,8 @@ def pretrained(name: str) -> Wrapped:
         network = build(name, len(weights.meta["categories"]))
         network.load_state_dict({_today(key): value for key, value in state.items()})
     except Exception as error:  # urllib, the readers of PyTorch and load_state_dict each raise their own kinds
-        raise ModelError(
-            f"the weights of torchvision:{name} cannot be had ({' '.join(str(error).split())[:200]}): put "
-            f"{weights.url} into {place}, in place of a damaged file"
-        ) from None
+        raise ModelError(f"the weights of torchvision:{name} are not available ({printable(error)[:200]}): put "
+                         f"{weights.url} into {place}, in place of a damaged file") from None
     return network
 
 

@@ -1,6 +1,6 @@
 """Networks of other libraries behind this repository's interface, their features taken by forward hooks."""
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Wrapped(Classifier):
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
         self.network, self.num_classes, self.head = network, num_classes, head
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[str, Any] = {}
         self.sizes: set[torch.Size] = set()
         self.register_state_dict_post_hook(_take_off)
         self.register_load_state_dict_pre_hook(_put_on)
@@ -66,10 +66,10 @@ class Wrapped(Classifier):
         seen, self.seen = self.seen, {}
         return Outputs(
             logits=logits,
-            pooled=seen.get("pooled"),
+            pooled=seen.get("pooled"),  # type: ignore[arg-type]  # a field that is not offered stays None
             stages=tuple(seen[stage] for stage in self.layout.stages),
             preacts=tuple(seen[relu] for relu in self.layout.relus),
-            stem=seen.get("stem"),
+            stem=seen.get("stem"),  # type: ignore[arg-type]
         )
 
     def classifier_layer(self):
@@ -126,7 +126,7 @@ def find_layout(network: nn.Module, candidates: list[str]) -> Layout:
     first: dict[int, str] = {}
     last: dict[int, str] = {}
     for name, result in results.items():
-        # The image is square: of channels last, the first map that is not as wide as high tells.
+        # The image is square: a map that is not has its channels last.
         if not isinstance(result, Tensor) or result.ndim != 4 or result.shape[2] != result.shape[3]:
             return Layout()
         first.setdefault(result.shape[2], name)

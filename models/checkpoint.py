@@ -38,14 +38,14 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a file.
 
     state_dict: the weights on the CPU, without the prefixes of wrappers; all of them finite
-    epoch: the number of epochs trained, if the file says so
-    accuracy: the test accuracy in percent, if the file says so
-    model_name: the network's name, if the file says so; not yet compared with the known ones
+    epoch: the number of epochs trained, if recorded
+    accuracy: the test accuracy in percent, if recorded
+    model_name: the network's name, if recorded; not yet compared with the known ones
     num_classes: the rows of the last layer, the only matrix among the weights of every network here; where there
-        is no such matrix or there are several, what the file says, or the rows of the last one
+        is no such matrix or there are several, the recorded number, or the rows of the last one
     """
 
     state_dict: dict[str, Tensor]
@@ -86,13 +86,13 @@ def model_name_from(path: str | os.PathLike, checkpoint: Checkpoint) -> str:
     """The name of the network whose weights `checkpoint`, read from `path`, holds.
 
     In this order: the name in the checkpoint; the longest name that the folder's begins with, followed
-    by '_' or its end (wrn_40_2_vanilla, torchvision:resnet18_mine); the one name that stands in the file's own as
-    a word (cifar100_resnet56-f2eff4c8.pt); the one network of this repository with weights of these shapes.
+    by '_' or its end (wrn_40_2_vanilla, torchvision:resnet18_mine); the one name that is a
+    word of the file's (cifar100_resnet56-f2eff4c8.pt); the one network of this repository with weights of these shapes.
 
-    Raises CheckpointError where none of these decides.
+    Raises CheckpointError where none of these applies.
     """
     if checkpoint.model_name is not None:
-        return _known(checkpoint.model_name, f"{path} says that it holds a ")
+        return _known(checkpoint.model_name, f"{path} says that it is a ")
     absolute = Path(path).absolute()
     folder = absolute.parent.name
     starts = [name for name in _names_for(folder) if f"{folder}_".startswith(f"{name}_")]
@@ -104,8 +104,8 @@ def model_name_from(path: str | os.PathLike, checkpoint: Checkpoint) -> str:
     fitting = _fitting(checkpoint)
     if len(fitting) == 1:
         return fitting[0]
-    raise CheckpointError(f"{path}: neither the folder, the file's name nor the weights tell the network; name the "
-                          f"folder after one of {', '.join(model_dict)}")
+    raise CheckpointError(f"{path}: neither the names of folder and file nor the weights identify the network; name "
+                          f"the folder after one of {', '.join(model_dict)}")
 
 
 def load_model(path: str | os.PathLike, model_name: str | None = None,
@@ -118,7 +118,7 @@ def load_model(path: str | os.PathLike, model_name: str | None = None,
 
     The global random state is left as it was, so that a run's random numbers do not depend on its teacher.
     Raises CheckpointError for a bad file, an unknown name, weights that do not fit the network exactly or give outputs
-    that are not finite, or another number of classes; ModelError where a library's weights cannot be had.
+    that are not finite, or another number of classes; ModelError where a library's weights are not available.
     """
     if names_weights(path):
         return _published(str(path), num_classes)
@@ -170,12 +170,12 @@ def _check_outputs(path, network):
                               "training diverged; take a checkpoint from before")
 
 
-def _num_classes(state_dict: dict[str, Tensor], said: Any) -> int | None:
-    """See Checkpoint; `said`: what the file says, of any type, which some weight must bear out."""
+def _num_classes(state_dict: dict[str, Tensor], recorded: Any) -> int | None:
+    """See Checkpoint; recorded: the number in the file, of any type, which counts if some weight has so many rows."""
     matrices = [value for value in state_dict.values() if value.ndim == 2]
-    if len(matrices) != 1 and _is_count(said) and any(value.ndim and len(value) == said
-                                                      for value in state_dict.values()):
-        return said
+    rows = {len(value) for value in state_dict.values() if value.ndim}
+    if len(matrices) != 1 and _is_count(recorded) and recorded in rows:
+        return recorded
     return len(matrices[-1]) if matrices else None
 
 
@@ -210,7 +210,7 @@ def _load(path):
             if size > SIZE_LIMIT:
                 raise CheckpointError(f"{path} has more than {SIZE_LIMIT / 2**30:.0f} GiB: save the state dict alone")
             with warnings.catch_warnings():
-                # Remarks of the readers on the bytes would only stand before our own line.
+                # The readers' warnings about the bytes would be printed before our own line.
                 warnings.simplefilter("ignore")
                 try:
                     return read_torch(file)
@@ -246,9 +246,9 @@ def _checked(path, state_dict: dict) -> dict[str, Tensor]:
     """The state dict, if it is one: names, and dense real tensors without NaN and infinities."""
     for key, value in state_dict.items():
         if not isinstance(key, str):
-            raise CheckpointError(f"{path}: the key {_shown(key)} of its state dict is no name: save it anew")
+            raise CheckpointError(f"{path}: the key {_shown(key)} of its state dict is not a string: save it again")
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {_shown(key)} in its state dict is no tensor but of type "
+            raise CheckpointError(f"{path}: {_shown(key)} in its state dict is not a tensor but of type "
                                   f"{type(value).__name__}; save network.state_dict() alone")
         if not _is_plain(value):
             raise CheckpointError(f"{path}: {_shown(key)} is not a dense tensor of real numbers; save the network "
@@ -263,7 +263,7 @@ def _checked(path, state_dict: dict) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether every element is a real number that lies in memory on its own."""
+    """Whether every element is a real number with its own place in memory."""
     if value.layout != torch.strided or value.device.type != "cpu":
         return False
     if value.is_quantized or value.is_complex():
@@ -313,9 +313,9 @@ def _differences(checkpoint: Checkpoint, name: str) -> str:
               if state[key].is_floating_point() != expected[key][1] and not key.endswith(COUNTER)]
     parts = []
     if missing:
-        parts.append(f"it lacks {_listed(missing)}")
+        parts.append(f"missing {_listed(missing)}")
     if unexpected:
-        parts.append(f"it has {_listed(unexpected)} besides")
+        parts.append(f"unexpected {_listed(unexpected)}")
     if wrong:
         parts.append(wrong[0] + (f" (one of {len(wrong)} such)" if len(wrong) > 1 else ""))
     return ", ".join(parts)

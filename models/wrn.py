@@ -2,8 +2,8 @@
 
 Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, without dropout.
 
-In this family BN and ReLU stand at the head of a block, so that a stage's map leaves its group as a bare
-sum, and the stem is a bare convolution. Pre-activations: that sum after the BN that reads it next (the
+In this family BN and ReLU come first in a block, so that a stage's map is a sum without BN or ReLU, and the stem a
+convolution alone. Pre-activations: that sum after the BN that reads it next (the
 first of the following group, or the last BN of the network).
 Initialisation: convolutions normal with variance 2/(k²·out), BN weight 1 and bias 0, the linear layer
 PyTorch's default weight and zero bias.

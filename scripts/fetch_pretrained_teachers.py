@@ -54,7 +54,7 @@ def main():
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     if missing:
-        raise RunError(f"{', '.join(missing)} cannot be had, for the reasons above: try again later, or get by "
+        raise RunError(f"{', '.join(missing)} not available, for the reasons above: try again later, or get by "
                        f"hand {options.publisher}/NAME_vanilla/{FILE} (or {options.mirror}), put it at "
                        f"{folder}/NAME_vanilla/{FILE}, and run this again to check it")
 

@@ -1,8 +1,8 @@
-"""The processes that torchrun has started for one run: who they are, and what they tell each other.
+"""The processes that torchrun has started for one run: their ranks, and the collectives that the run needs.
 
-A batch is shared: each process takes its rows of it, and DistributedDataParallel takes the mean of their gradients,
-so that a step is the one that a lone process would take with the whole batch. A process that is alone is the first
-of one; nothing here costs it anything.
+A batch is shared: each process takes its rows of it, and DistributedDataParallel averages their gradients, so that a
+step equals that of a single process with the whole batch. Without torchrun there is rank 0 of 1, and every function
+here returns at once.
 """
 import contextlib
 import gc
@@ -41,7 +41,7 @@ def world_size() -> int:
 
 
 def init(device: torch.device) -> None:
-    """Meet the other processes. From here on only the first one prints."""
+    """Create the process group. From here on only rank 0 prints."""
     if launched_world_size() == 1 or dist.is_initialized():
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -50,7 +50,7 @@ def init(device: torch.device) -> None:
 
 
 def destroy() -> None:
-    """Part from the other processes, at the end: once all are there, and nothing holds the connections any more."""
+    """Leave the process group at the end, once all processes are there and nothing uses the connections any more."""
     if dist.is_initialized():
         gc.collect()
         dist.barrier()
@@ -59,8 +59,8 @@ def destroy() -> None:
 
 @contextlib.contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """What is done inside is done by the first process of each machine, then by the others: it fetches what is
-    missing once. Where it fails there, the others leave without a word."""
+    """Run the block on local rank 0 of each machine, then on its other processes, so that what is missing is fetched
+    once. If it fails on local rank 0, the others exit silently."""
     waits = world_size() > 1 and local_rank() > 0
     leads = world_size() > 1 and not waits
     if waits:
@@ -83,7 +83,7 @@ def _all_well(well):
 
 
 def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
-    """What `make` gives on the first process, on all of them; what it raises there is raised on all."""
+    """The result of `make` on rank 0, on all ranks; what it raises there is raised on all."""
     if world_size() == 1:
         return make()
     outcome: list[Any] = [None, None]
@@ -170,7 +170,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def wrap_ddp(module: nn.Module) -> nn.Module:
-    """The module, whose backward pass leaves the mean of all processes' gradients; itself in a lone process. A
+    """The module, whose backward pass leaves the mean of all processes' gradients; itself in a single process. A
     parameter has a gradient in each of its steps or in none."""
     if world_size() == 1:
         return module

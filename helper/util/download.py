@@ -13,7 +13,7 @@ TIMEOUT = 20.0
 
 
 class DownloadError(UserError):
-    """A file that cannot be fetched; the message says where from and why.
+    """A file that cannot be fetched; the message gives the address and the reason.
 
     unreachable: whether the server never answered, so that asking it for other files is of no use
     """
@@ -29,12 +29,12 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
     """Bring `url` to the file `path`, which appears whole or not at all.
 
     A connection that breaks, or a server that is overloaded, is tried again from the start, ATTEMPTS times in all. A
-    redirect from https to http is refused. The caller sees to it that no other process fetches to `path`.
+    redirect from https to http is refused. The caller makes sure that no other process fetches to `path`.
 
     limit: the size in bytes above which it is given up; known_hash: as pooch takes it, such as "md5:90528d7c..."
-    Raises DownloadError where the file cannot be had, OSError where it cannot be written.
+    Raises DownloadError where the file cannot be fetched, OSError where it cannot be written.
     """
-    import pooch  # a tenth of a second, which only those wait for who fetch something
+    import pooch  # imported late: it takes a tenth of a second
     import requests
 
     answered = False

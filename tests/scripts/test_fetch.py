@@ -147,7 +147,7 @@ def test_offline_one_line_names_what_is_missing_and_the_addresses(server, save, 
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         code, out, err = fetch(publisher=address, mirror=address)
     assert code == 1 and out.count("Connection refused") == 3  # each source is asked once, not for each teacher
-    assert err.startswith("error: wrn_40_2, resnet56, resnet110, resnet32x4, vgg13, ResNet50 cannot be had")
+    assert err.startswith("error: wrn_40_2, resnet56, resnet110, resnet32x4, vgg13, ResNet50 not available")
     assert f"get by hand {address}/repo/NAME_vanilla/{FILE} (or {address}{ARCHIVE}), put it at {save}/models/" in err
     assert left(save) == []
 
@@ -193,7 +193,7 @@ def test_nothing_that_failed_is_left_and_the_others_are_fetched(server, save, fe
     server.plan[at_publisher("resnet56")] = [sends(content=b"garbage")]
     server.files[ARCHIVE] = archive_of({"resnet56": b"garbage"}, prefix=f"{tmp_path}/outside/../")
     code, out, err = fetch("resnet56", "vgg13", "resnet110")
-    assert code == 1 and err.startswith("error: resnet56, vgg13 cannot be had")
+    assert code == 1 and err.startswith("error: resnet56, vgg13 not available")
     assert out.count("resnet56: ") == 3 and "HTTP 404" in out and "holds no vgg13" in out
     assert left(save) == complete("resnet110")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["save"]  # no member went where its name says
@@ -234,7 +234,7 @@ def test_what_is_in_place_is_checked_and_never_replaced(server, save, fetch, che
     unrecorded.write_bytes(checkpoints["wrn_40_2"])
     garbage.write_bytes(b"garbage")
     code, out, err = fetch(*names)
-    assert code == 1 and err.startswith("error: resnet56, resnet110, vgg13 cannot be had")
+    assert code == 1 and err.startswith("error: resnet56, resnet110, vgg13 not available")
     assert f"{changed} has not the SHA-256 that is recorded" in out and "delete it and fetch it again" in out
     assert changed.read_bytes() == checkpoints["resnet56"]
     # A record holds for what is fetched in its stead, too.
