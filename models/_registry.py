@@ -45,7 +45,9 @@ def check_name(name: str) -> str:
     if name in known:
         return name
     offered = [*model_dict, *(f"{prefix}:NAME" for prefix in ZOOS)] if zoo is None else known
-    alike = difflib.get_close_matches(name, offered, 3)
+    # A library's network of this very name is what is meant, rather than one here of a name alike.
+    alike = [f"{prefix}:{name}" for prefix in ("torchvision",) if zoo is None and name in ZOOS[prefix].names()]
+    alike = alike or difflib.get_close_matches(name, offered, 3)
     hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     if zoo is not None:
         raise ModelError(f"{zoo} offers no network {own[:80]!r} here{hint}")

@@ -93,19 +93,28 @@ def model_name_from(path: str | os.PathLike, checkpoint: Checkpoint) -> str:
     """
     if checkpoint.model_name is not None:
         return _known(checkpoint.model_name, f"{path} says that it is a ")
-    absolute = Path(path).absolute()
-    folder = absolute.parent.name
-    starts = [name for name in _names_for(folder) if f"{folder}_".startswith(f"{name}_")]
-    if starts:
-        return max(starts, key=len)
-    words = [name for name in model_dict if re.search(rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])", absolute.name)]
-    if len(words) == 1:
-        return words[0]
+    named = name_in_path(path)
+    if named is not None:
+        return named
     fitting = _fitting(checkpoint)
     if len(fitting) == 1:
         return fitting[0]
     raise CheckpointError(f"{path}: neither the names of folder and file nor the weights identify the network; name "
                           f"the folder after one of {', '.join(model_dict)}")
+
+
+def name_in_path(path: str | os.PathLike) -> str | None:
+    """The name of a network that its checkpoint's path tells, or that `path` itself is, as torchvision:resnet34; None
+    where it tells none. No file is opened."""
+    if names_weights(path):
+        return str(path)
+    absolute = Path(path).absolute()
+    folder = absolute.parent.name
+    starts = [name for name in _names_for(folder) if f"{folder}_".startswith(f"{name}_")]
+    words = [name for name in model_dict if re.search(rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])", absolute.name)]
+    if starts:
+        return max(starts, key=len)
+    return words[0] if len(words) == 1 else None
 
 
 def load_model(path: str | os.PathLike, model_name: str | None = None,

@@ -5,11 +5,9 @@ keeps the scripts' own default, and a run of a method without a row says so.
 
 python scripts/recipes_table.py writes the tables of docs/models.md from this file.
 """
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from models import CheckpointError, model_name_from, read_checkpoint
-from models.checkpoint import names_weights
+from models.checkpoint import name_in_path
 
 SOURCES = {
     "crd": "RepDistiller (Tian et al., ICLR 2020), the defaults and commands of its README and scripts",
@@ -119,7 +117,7 @@ def weights(recipe: str | None, method: str, path_t: str | None, student: str) -
     rows = [row for row in WEIGHTS if (row.recipe, row.method) == (recipe, method)]
     if not rows or path_t is None:
         return {}
-    pair = (_teacher(path_t), student) if any(row.pair for row in rows) else None
+    pair = (name_in_path(path_t), student) if any(row.pair for row in rows) else None
     return next((row.values for row in rows if row.pair in (None, pair)), {})
 
 
@@ -129,14 +127,3 @@ def note(options) -> str | None:
         return None
     return (f"recipe {options.recipe} has no published weights for {options.distill} and these networks: "
             "those of this run are the method's own defaults, or given")
-
-
-@lru_cache(maxsize=1)
-def _teacher(path):
-    """The teacher's name; None where the file does not tell, which loading it will say better."""
-    if names_weights(path):
-        return path
-    try:
-        return model_name_from(path, read_checkpoint(path))
-    except CheckpointError:
-        return None
