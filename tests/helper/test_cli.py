@@ -35,7 +35,8 @@ def test_what_cannot_be_meant_is_warned_of(flags, says):
 
 def test_a_command_that_says_all_has_no_notes():
     assert parse_student(["--path_t", "t", "--warm_up", "20", "-t", "7"])[1] == []
-    assert parse_student(["--path_t", "t", "--avg", "6.5", "--intra_T", "1", "--distill", "crd", "--mode", "relax"])[1] == []
+    crd = ["--distill", "crd", "--mode", "relax"]
+    assert parse_student(["--path_t", "t", "--avg", "6.5", "--intra_T", "1", *crd])[1] == []
 
 
 @pytest.mark.parametrize("given, meant", [("--lr", "--learning_rate"), ("--bs", "--batch_size"),
