@@ -6,6 +6,8 @@ the bytes of floats, and the device normalises them, which gives the bits of tor
 """
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
 import signal
@@ -148,8 +150,9 @@ def _test_transform(size):
 def problems(files: Files) -> Iterator[str | None]:
     """Decode every image once, in order: what is wrong with it, in words, or None."""
     order = torch.arange(len(files))
-    for found in _started(_loader(_Images(files, None), (order, order), 32, list)):
-        yield from found
+    with _started(_loader(_Images(files, None), (order, order), 32, list)) as batches:
+        for found in batches:
+            yield from found
 
 
 def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[Tensor, Tensor], batch_size: int,
@@ -162,11 +165,12 @@ def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[T
     """
     loader = _loader(_Images(files, transform), plan, batch_size, _stack, pin=device.type == "cuda")
     try:
-        for images in _started(loader):
-            if isinstance(images, str):
-                raise DataError(f"{images}: repair or remove it, or give --skip_unreadable, which reads every image "
-                                "once at the start, and counts and leaves out those that cannot be read")
-            yield images.to(device, non_blocking=True)
+        with _started(loader) as batches:
+            for images in batches:
+                if isinstance(images, str):
+                    raise DataError(f"{images}: repair or remove it, or give --skip_unreadable, which reads every "
+                                    "image once at the start, and counts and leaves out those that cannot be read")
+                yield images.to(device, non_blocking=True)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -183,14 +187,26 @@ def _loader(images, plan, batch_size, collate, pin=False):
                       generator=torch.Generator())
 
 
+@contextlib.contextmanager
 def _started(loader):
     """iter(loader), whose workers ignore signals sent to the whole process group: the main process handles them and
-    ends its workers."""
+    ends its workers, at the latest at its own end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        return iter(loader)  # the workers are forked here, and keep the mask
+        batches = iter(loader)  # the workers are forked here, and keep the mask
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if loader.num_workers == 0:
+        yield batches
+        return
+    # An exception's traceback may keep the iterator until Python exits, which waits for workers: they ignore SIGTERM.
+    end = batches._shutdown_workers
+    atexit.register(end)
+    try:
+        yield batches
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 class _Batches:
@@ -208,8 +224,8 @@ class _Batches:
 
 
 class _Images:
-    """The transformed image of (place, seed); where it cannot be read, what is wrong, in words. Without a transform
-    None for an image that can be read."""
+    """The transformed image of (place, seed); where that fails, what is wrong, in words: an exception of a worker
+    process would reach the main one as a traceback. Without a transform None for an image that can be read."""
 
     def __init__(self, files: Files, transform: Callable[[Image.Image], Tensor] | None):
         self.files, self.transform = files, transform
@@ -218,13 +234,15 @@ class _Images:
         place, seed = place_and_seed
         try:
             image = self.files.image(place)
+            if self.transform is None:
+                return None
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return self.transform(image)
         except DataError as error:
             return str(error)
-        if self.transform is None:
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.transform(image)
+        except Exception as error:
+            return f"{self.files.path(place)} cannot be transformed ({printable(error) or type(error).__name__})"
 
 
 def _stack(images):

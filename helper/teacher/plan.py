@@ -224,7 +224,7 @@ def batches_ahead(probe: Outputs, reads: frozenset[str], batch_size: int, device
 
     probe: the teacher's outputs for some images, for their sizes
     """
-    if device.type == "cpu" or not reads:
+    if device.type != "cuda" or not reads:
         return 1
     image = 4 * sum(f[0].numel() for f in tensors(getattr(probe, name) for name in reads))
     memory = int(MEMORY_AHEAD * torch.cuda.mem_get_info(device)[0])

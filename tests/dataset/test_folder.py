@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 import dataset
-from dataset import DataError
+from dataset import DataError, _stream
 from dataset._stream import problems
 from dataset.folder import MEAN, STD
 from models import model_dict
@@ -263,6 +265,38 @@ def test_an_unreadable_image_ends_a_run_with_one_line(copy, tmp_path):
                           "--image_size", 32, "--epochs", 1, "--num_workers", 0, "--save_dir", tmp_path / "save")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert "train/bee/3.jpg cannot be read" in process.stderr and "--skip_unreadable" in process.stderr
+
+
+RAISING = """
+import sys, torch, dataset
+data = dataset.load("folder", sys.argv[1], image_size=32, num_workers=2)
+views = data.train_views(torch.device("cpu"))
+batches = views.batches(views.plan(0, "1", "train", 1), 2)
+next(batches)
+print(open(f"/proc/self/task/{__import__('os').getpid()}/children").read(), flush=True)
+raise RuntimeError("a step has failed")
+"""
+
+
+def test_an_exception_leaves_no_process_behind(images):
+    """With the iterator still held, as by a traceback: Python waits for workers at its end, which ignore SIGTERM."""
+    root = os.path.dirname(os.path.dirname(dataset.__file__))
+    ended = subprocess.run([sys.executable, "-c", RAISING, str(images)], cwd=root, capture_output=True, text=True,
+                           timeout=60)
+    assert ended.returncode == 1 and "a step has failed" in ended.stderr
+    workers = ended.stdout.split()
+    assert workers and not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_transform_raises_names_the_image(workers, images):
+    def transform(image):
+        raise ArithmeticError("nothing\nto show")
+
+    data = load(images, num_workers=workers)
+    plan = torch.arange(4), torch.arange(4)
+    with pytest.raises(DataError, match=r"ant/0.jpg cannot be transformed \(nothing to show\): repair or remove it"):
+        list(_stream.read(data.train, transform, plan, 2, CPU))
 
 
 def test_means_over_all_views_are_refused_where_these_cannot_be_counted(images, tmp_path):
