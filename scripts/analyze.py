@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -32,6 +32,9 @@ from models.checkpoint import names_weights
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, check_classes, load, need, open_checkpoint, say
 from scripts.pages import render
+
+if TYPE_CHECKING:  # plots needs matplotlib, and most errors are found without it
+    from scripts.analysis.plots import Layout, Look
 
 TSNE_CLASSES, TSNE_IMAGES, TSNE_SEED = 10, 100, 0
 # Classes in the picture of the spread, at most: it has a line for each.
@@ -96,7 +99,7 @@ def teacher_of(student: LoadedCheckpoint, options) -> str | None:
 class Measured(NamedTuple):
     """A network, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
 
-    look: tuple
+    look: "Look"
     loaded: LoadedCheckpoint
     predictions: Predictions
     summary: metrics.Summary
@@ -136,9 +139,10 @@ def trials_of(record: Record | None) -> list[list[dict]]:
     A sibling whose files are damaged is left out, and said.
     """
     own = epochs_of(record) if record else []
-    trials = [own] if own else []
-    folder = record.folder.absolute() if record else Path()
-    for path in sorted(folder.parent.glob("*/result.json")) if own else ():
+    if record is None or not own:
+        return []
+    trials, folder = [own], record.folder.absolute()
+    for path in sorted(folder.parent.glob("*/result.json")):
         try:
             sibling = read_run(path.parent) if path.parent != folder else None
         except UsageError as error:
@@ -160,7 +164,7 @@ def settings_of(record: Record) -> dict:
     return {key: value for key, value in record.settings.items() if key not in RESUME_IGNORED_OPTIONS | {"trial"}}
 
 
-def drawings_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, list]) -> dict[str, Callable[[], bytes]]:
+def drawings_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]") -> dict[str, Callable[[], bytes]]:
     """What draws each picture that there is data for, by its file's name, in the page's order."""
     from scripts.analysis import plots
     from scripts.analysis.plots import png
@@ -192,7 +196,7 @@ def drawings_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, lis
     return drawings
 
 
-def runs_of(networks: dict[str, Measured]) -> dict[tuple, list[list[dict]]]:
+def runs_of(networks: dict[str, Measured]) -> "dict[Look, list[list[dict]]]":
     """The trials of the students' runs, by look, the student's last; of those without a record there are none."""
     found = {networks[role].look: trials_of(networks[role].loaded.record)
              for role in ("against", "student") if role in networks}
@@ -205,7 +209,7 @@ def class_mean_logits(network: Measured) -> Tensor:
     return metrics.class_means(logits, network.predictions.labels, logits.shape[1])
 
 
-def tsne_picture(networks: list[Measured], layout) -> bytes:
+def tsne_picture(networks: list[Measured], layout: "Layout") -> bytes:
     """The first TSNE_IMAGES test images of each of the layout's classes."""
     from sklearn.manifold import TSNE
 
@@ -213,13 +217,15 @@ def tsne_picture(networks: list[Measured], layout) -> bytes:
     labels = networks[0].predictions.labels
     index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in layout.order])
     which = np.array([layout.order.index(c) for c in labels[index].tolist()])
-    points = [TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3)).fit_transform(
-        network.predictions.pooled[index].numpy()) for network in networks]
-    looks = [network.look for network in networks]
-    return plots.png(plots.tsne, list(zip(looks, points, strict=True)), which, layout.names)
+    points = []
+    for look, pooled in ((m.look, m.predictions.pooled) for m in networks):
+        assert pooled is not None  # see drawings_of
+        tsne = TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3))
+        points.append((look, tsne.fit_transform(pooled[index].numpy())))
+    return plots.png(plots.tsne, points, which, layout.names)
 
 
-def report_of(networks: dict[str, Measured], data: Data, runs: dict[tuple, list], pictures: dict[str, bytes]) -> str:
+def report_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]", pictures: dict[str, bytes]) -> str:
     """report.html."""
     from scripts.analysis import plots
     student, teacher = networks["student"], networks.get("teacher")

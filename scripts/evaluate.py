@@ -18,15 +18,7 @@ from helper.cli import Parser
 from helper.evaluation import Predictions, predict
 from helper.util.errors import guarded, printable
 from scripts.analysis import cost, metrics
-from scripts.analysis.checkpoint import (
-    LoadedCheckpoint,
-    add_flags,
-    add_json_flag,
-    check_json,
-    give,
-    open_checkpoint,
-    say,
-)
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, open_checkpoint, say
 
 
 def main():
@@ -43,9 +35,7 @@ def options_of(argv):
     parser = Parser(prog="evaluate.py", description="Measure a checkpoint on the test set.")
     add_flags(parser)
     add_json_flag(parser)
-    options = parser.parse_args(argv)
-    check_json(options.json)
-    return options
+    return parser.parse_args(argv)
 
 
 def measure(loaded: LoadedCheckpoint, data: Data, p: Predictions) -> dict:
@@ -87,12 +77,13 @@ def cost_of(network, test, batch_size: int) -> dict:
     """Parameters, FLOPs an image, and the latency of 1 image and of a batch."""
     images, _ = next(test.batches(batch_size))
     device = images.device
-    timed = [cost.latency(network, images[:n]) for n in sorted({1, len(images)})]
+    timed = {n: cost.latency(network, images[:n]) for n in sorted({1, len(images)})}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "parameters": cost.parameters(network), "flops": cost.flops(network, images[:1]),
         "latency": {"device": name, "batches": [
-            {"images": t.images, "median_ms": 1000 * t.median, "runs": t.runs} for t in timed]},
+            {"images": n, "median_ms": 1000 * t.median, "runs": len(t.times) * t.number_per_run}
+            for n, t in timed.items()]},
         "versions": {"torch": torch.__version__},
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import Data
 from helper.cli import Parser
@@ -27,6 +27,7 @@ from helper.evaluation import Predictions, predict
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import RunError, UsageError, guarded, printable
 from helper.util.files import write_bytes
+from models import Classifier
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_checkpoint, say
 from scripts.pages import render
@@ -68,7 +69,7 @@ def options_of(argv):
     return options
 
 
-def safetensors_of(network: nn.Module, data: Data) -> bytes:
+def safetensors_of(network: Classifier, data: Data) -> bytes:
     """The state dict in the safetensors format; what the logits and the pixels mean is in its metadata."""
     from safetensors.torch import save
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
@@ -77,7 +78,7 @@ def safetensors_of(network: nn.Module, data: Data) -> bytes:
                           "std": json.dumps(data.std)})
 
 
-def onnx_of(network: nn.Module, images: Tensor) -> bytes:
+def onnx_of(network: Classifier, images: Tensor) -> bytes:
     """The network as an ONNX model from `images` (batch, 3, height, width) to `logits` (batch, classes), batch free.
 
     Raises RunError where PyTorch's exporter does not support the network.
@@ -94,10 +95,11 @@ def onnx_of(network: nn.Module, images: Tensor) -> bytes:
         except torch.onnx.OnnxExporterError as error:
             raise RunError(f"PyTorch cannot export {network.name} as ONNX with a free batch size, so nothing is "
                            f"written: update torch and onnxscript ({str(error.__cause__ or error)[:200]})") from None
+    assert program is not None  # None is what the old exporter returns
     return program.model_proto.SerializeToString()
 
 
-def check_onnx(exported: bytes, network: nn.Module, images: Tensor) -> float:
+def check_onnx(exported: bytes, network: Classifier, images: Tensor) -> float:
     """The largest difference of a logit between onnxruntime and PyTorch, for the first image alone and for all.
 
     Raises RunError if one is beyond ATOL + RTOL·|logit|.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset
-from dataset import Data
+from dataset import Data, EvalData
 from helper.cli import Parser
 from helper.device import open_device
 from helper.evaluation import predict
@@ -32,20 +32,13 @@ from helper.util.arguments import nonnegative_float, nonnegative_int, positive_f
 from helper.util.errors import RunError, UsageError, guarded, printable
 from helper.util.progress import progress
 from models.checkpoint import names_weights
-from scripts.analysis.checkpoint import (
-    LoadedCheckpoint,
-    add_flags,
-    add_json_flag,
-    check_json,
-    give,
-    load,
-    load_data,
-    say,
-)
+from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, load, load_data, say
 
 # SGD's learning rate is multiplied by 0.1 after each of these parts of the epochs.
 DECAYS = (0.6, 0.8)
 IMAGES_IN_A_STEP = 256
+# The mean and the standard deviation of images, each by channel.
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def main():
@@ -87,18 +80,19 @@ def options_of(argv: list[str]) -> Namespace:
     options = parser.parse_args(argv)
     if options.dataset is None:
         raise UsageError("--dataset is missing: give the data set to transfer to, such as stl10")
-    check_json(options.json)
     return options
 
 
 class Prepared:
     """A test set (dataset.EvalData) whose images have the size and the normalisation that the network knows.
 
-    test: the images, normalised by own = (mean, std); known: (mean, std) of the network's training, by channel
+    own: what the images of `test` are normalised by; known: what those of the network's training were
     """
 
-    def __init__(self, test, own: tuple[Tensor, Tensor], known: tuple[Tensor, Tensor], size: int):
-        self.test, self.own, self.known, self.size, self.labels = test, own, known, size, test.labels
+    def __init__(self, test: EvalData, own: Statistics, known: Statistics, size: int):
+        self.test, self.size, self.labels = test, size, test.labels
+        self.own, self.known = ([torch.tensor(x, device=test.labels.device).view(3, 1, 1) for x in statistics]
+                                for statistics in (own, known))
 
     def __len__(self) -> int:
         return len(self.test)
@@ -117,16 +111,14 @@ def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: t
 
     Raises UsageError for a network that has no such vectors.
     """
-    own, known = (tuple(torch.tensor(x, device=device).view(3, 1, 1) for x in statistics)
-                  for statistics in ((data.mean, data.std), normalisation(loaded)))
-    found = predict(loaded.network, Prepared(data.test_images(device), own, known, options.image_size),
-                    options.batch_size)
+    found = predict(loaded.network, Prepared(data.test_images(device), (data.mean, data.std), normalisation(loaded),
+                                             options.image_size), options.batch_size)
     if found.pooled is None:
         raise UsageError(f"{loaded.network.name} has no vector that a linear classifier reads: choose another network")
     return found.pooled.to(device), found.labels.to(device)
 
 
-def normalisation(loaded: LoadedCheckpoint) -> tuple[tuple, tuple]:
+def normalisation(loaded: LoadedCheckpoint) -> Statistics:
     """(mean, std) by channel of the images that the network was trained on: its run's, else CIFAR-100's; ImageNet's for
     a library's weights."""
     name = "imagenet" if names_weights(loaded.path) else loaded.settings.get("dataset", "cifar100")
@@ -149,7 +141,7 @@ def fit(vectors: Tensor, labels: Tensor, classes: int, options: Namespace) -> nn
                        f"{options.learning_rate:g}, or --optimizer lbfgs")
     with torch.no_grad():
         layer.weight /= deviation
-        layer.bias -= layer.weight @ mean
+        layer.bias.sub_(layer.weight @ mean)
     return layer
 
 

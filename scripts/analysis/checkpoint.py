@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import NamedTuple
 
 import torch
@@ -57,27 +57,24 @@ def add_flags(parser: ArgumentParser, data: str = "(default: the run's, else cif
 
 
 def add_json_flag(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
+    parser.add_argument("--json", type=_new_file, nargs="?", const="-", metavar="FILE",
                         help="write JSON to FILE, or without a FILE to standard output, instead of the text")
 
 
-def check_json(path: str | None) -> None:
-    """Raises UsageError where the FILE of --json cannot be written."""
-    folder = os.path.dirname(path or "") or "."
-    if path is not None and (not os.access(folder, os.W_OK | os.X_OK) or os.path.isdir(path)):
-        raise UsageError(f"--json {path}: cannot be written there; name a file in a folder that exists")
+def _new_file(path):
+    if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK) or os.path.isdir(path):
+        raise ArgumentTypeError(f"{path} cannot be written there; name a file in a folder that exists")
+    return path
 
 
 def give(path: str | None, found: dict, text: str) -> None:
     """What was found, as --json says: the text if `path` is None, JSON on standard output if it is "-", else in it."""
-    if path is None:
+    if path is not None:
+        text = json.dumps(found, indent=2)  # ASCII, so that it is JSON in every encoding
+    if path in (None, "-"):
         print(text)
-        return
-    content = json.dumps(found, indent=2)  # ASCII, so that it is JSON in every encoding
-    if path == "-":
-        print(content)
     else:
-        write_bytes(path, f"{content}\n".encode())
+        write_bytes(path, f"{text}\n".encode())
 
 
 def need(script: str, *packages: str) -> None:

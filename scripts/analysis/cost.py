@@ -1,13 +1,15 @@
 """What a network costs to run: parameters, arithmetic, time."""
-import statistics
-import time
-from typing import NamedTuple
+import logging
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-WARM_UP, MOST, LEAST, SECONDS = 2, 50, 5, 1.0
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Measurement
+
+SECONDS = 0.5
 
 
 def parameters(network: nn.Module) -> int:
@@ -23,30 +25,15 @@ def flops(network: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops()
 
 
-class Latency(NamedTuple):
-    """images: in a batch; median: seconds a forward pass; runs: how many were timed."""
-
-    images: int
-    median: float
-    runs: int
-
-
 @torch.inference_mode()
-def latency(network: nn.Module, images: Tensor) -> Latency:
-    """The time of a forward pass in evaluation mode for images (B, 3, height, width) on their device.
+def latency(network: nn.Module, images: Tensor) -> "Measurement":
+    """The time of a forward pass in evaluation mode for images (B, 3, height, width) on their device, in seconds.
 
-    After WARM_UP passes, as many are timed as fit into SECONDS, LEAST to MOST of them.
+    By PyTorch's Timer, for SECONDS or at least once, after a warm-up; with as many threads as PyTorch uses here.
     """
-    times = []
-    while len(times) < WARM_UP + LEAST or (len(times) < WARM_UP + MOST and sum(times) < SECONDS):
-        _synchronise(images.device)
-        started = time.perf_counter()
-        network(images)
-        _synchronise(images.device)
-        times.append(time.perf_counter() - started)
-    return Latency(len(images), statistics.median(times[WARM_UP:]), len(times) - WARM_UP)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for a compiler, not needed here
+    from torch.utils.benchmark import Timer
 
-
-def _synchronise(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    timer = Timer("network(images)", globals={"network": network, "images": images},
+                  num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=SECONDS)

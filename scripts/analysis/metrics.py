@@ -73,10 +73,10 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 class Reliability(NamedTuple):
     """Of each bin of confidence, all (bins,) float64; NaN where it is empty.
 
-    count: its images; confidence: their mean max_k p_i(k); accuracy: the part that is right, in [0, 1]
+    images: how many it holds; confidence: their mean max_k p_i(k); accuracy: the part that is right, in [0, 1]
     """
 
-    count: Tensor
+    images: Tensor
     confidence: Tensor
     accuracy: Tensor
 
@@ -94,7 +94,7 @@ def ece(r: Reliability) -> float:
 
     Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, equation 3.
     """
-    return (r.count / r.count.sum() * (r.accuracy - r.confidence).abs()).nansum().item()
+    return (r.images / r.images.sum() * (r.accuracy - r.confidence).abs()).nansum().item()
 
 
 def within_class_spread(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ also differ by marker or dashes, so that a grey print still reads. Signed values
 Needs matplotlib (requirements-extras.txt).
 """
 import io
+from collections import Counter
 from typing import NamedTuple
 
 import matplotlib
@@ -68,13 +69,11 @@ def layout_of(classes: tuple[str, ...], superclasses: tuple[str, ...]) -> Layout
     if not superclasses:
         return Layout(list(range(len(classes))), [_words(name) for name in classes], [])
     order = sorted(range(len(classes)), key=lambda c: (superclasses[c], classes[c]))
-    groups = []
-    for place, c in enumerate(order):
-        if groups and groups[-1][0] == superclasses[c]:
-            groups[-1][2] = place + 1
-        else:
-            groups.append([superclasses[c], place, place + 1])
-    return Layout(order, [_words(classes[c]) for c in order], [(_words(n), a, b) for n, a, b in groups])
+    sizes, groups, first = Counter(superclasses), [], 0
+    for name in sorted(sizes):
+        groups.append((_words(name), first, first + sizes[name]))
+        first += sizes[name]
+    return Layout(order, [_words(classes[c]) for c in order], groups)
 
 
 def png(draw, *arguments) -> bytes:
@@ -155,7 +154,7 @@ def _class_ticks(axis, layout, size):
         places, names = [(a + b - 1) / 2 for _, a, b in layout.groups], [name for name, _, _ in layout.groups]
     else:
         step = -(-len(layout.names) // 40)
-        places, names = range(0, len(layout.names), step), layout.names[::step]
+        places, names = [float(k) for k in range(0, len(layout.names), step)], layout.names[::step]
     upright = axis.axis_name == "x" and max(map(len, names)) > 2
     axis.set_ticks(places, names, fontsize=size, rotation=90 if upright else 0)
     axis.set_tick_params(length=0)
@@ -181,10 +180,8 @@ def _matrix(ax, values, layout, title, limits, size, ticks="xy"):
 
 
 def _bar(figure, image, ax, label, **where):
-    """The scale of an image; pointed where values lie beyond its end."""
-    values, (low, high) = image.get_array(), image.get_clim()
-    beyond = (bool(values.min() < low), bool(values.max() > high))
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    """The scale of an image; pointed, since some values lie beyond its ends."""
+    extend = "both" if image.get_clim()[0] < 0 else "max"
     bar = figure.colorbar(image, ax=ax, extend=extend, label=label, **where)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5)
@@ -279,8 +276,8 @@ def spread_scatter(base: tuple[Look, list[Tensor]], network: tuple[Look, list[Te
     """Of each class a point: one network's value against the other's, a panel for each measure named in `names`."""
     figure = _figure(4.3)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for ax, x, y, name in zip(panels, base[1], network[1], names, strict=True):
-        x, y = x.numpy(), y.numpy()
+    for ax, *values, name in zip(panels, base[1], network[1], names, strict=True):
+        x, y = (value.numpy() for value in values)
         top = 1.06 * max(np.nanmax([x, y]), 1e-9)
         ax.fill_between([0, top], [0, top], color="#f0f0f0", linewidth=0)
         ax.plot([0, top], [0, top], color=QUIET, linewidth=0.9)
@@ -315,10 +312,10 @@ def reliability(networks: list[tuple[Look, Reliability, float]]) -> Figure:
     figure = _figure(4.3)
     axes = figure.subplots(2, len(networks), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (upper, lower), (look, bins, error) in zip(axes.T, networks, strict=True):
-        edges = np.linspace(0, 1, len(bins.count) + 1)
+        edges = np.linspace(0, 1, len(bins.images) + 1)
         middle, width = (edges[1:] + edges[:-1]) / 2, 0.92 * edges[1]
         accuracy, confidence = bins.accuracy.numpy(), bins.confidence.numpy()
-        share = (bins.count / bins.count.sum()).numpy()
+        share = (bins.images / bins.images.sum()).numpy()
         for rare, alpha in ((False, 0.5), (True, 0.2)):
             part = (share < RARE) == rare
             upper.bar(middle[part], accuracy[part], width, color=look.colour, alpha=alpha, linewidth=0,

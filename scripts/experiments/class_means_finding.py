@@ -14,20 +14,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-import dataset
-from dataset.long_tail import make_long_tailed
-from distiller_zoo import METHODS, Setup
 from distiller_zoo.ikd import IKD, IKDLoss
-from helper import cli
+from helper import build, cli
+from helper.device import open_device
 from helper.evaluation import FEW, MANY, class_accuracies, shots
-from helper.loop import LiveTeacher, Phase, sgd, train_step
 from helper.meters import Meters
-from helper.objective import student_objective
-from helper.schedule import rates
-from helper.util.arguments import nonnegative_int, up_to_one
-from helper.util.errors import UsageError, guarded
+from helper.schedule import schedule
+from helper.step import Phase, sgd, train_step
+from helper.teacher.loader import DistillLoader
+from helper.teacher.source import LiveTeacher
+from helper.util.arguments import nonnegative_float, nonnegative_int, up_to_one
+from helper.util.errors import guarded
 from helper.util.progress import progress
-from models import load_model, model_dict
+from models import model_dict
 from models.precision import LOGITS
 
 TEMPERATURE = 2.0
@@ -41,15 +40,14 @@ class PublishedIKD(IKD):
             self.means.copy_(self.sums / self.counts)
 
 
-@torch.inference_mode()
-def collect(teacher, views):
-    """The teacher's logits (n, C), float64, and the labels (n,), over the views of a first epoch."""
-    logits, labels, bar = [], [], progress("the teacher's logits", len(views), unit=" images")
-    for batch in views.batches(views.plan(0, "1", "train", 1), 64):
-        logits.append(teacher(batch).logits.double())
-        labels.append(batch.labels)
-        bar.update(len(batch.labels))
-    bar.close()
+def collect(loader):
+    """The teacher's logits (n, C), float64, and the labels (n,), over the views of a first epoch, on the CPU."""
+    logits, labels = [], []
+    with progress("the teacher's logits", len(loader.views), unit=" images") as bar:
+        for batch, teacher in loader.epoch(0, "1", "train", 1):
+            logits.append(teacher.logits.double().cpu())
+            labels.append(batch.labels.cpu())
+            bar.update(len(batch.labels))
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -71,7 +69,7 @@ def compare(logits, labels):
     right, published = class_means(logits, labels)
     classes = torch.arange(len(right))
     error = (published - right).norm(dim=1) / right.norm(dim=1)
-    hit = [means.argmax(1) == classes for means in (right, published)]
+    correct = [means.argmax(1) == classes for means in (right, published)]
     loss = [IKDLoss(TEMPERATURE)(logits, means, labels) for means in (right, published)]
     print(f"{'classes':<12}{'relative error of the means':>30}{'largest logit is its class':>30}"
           f"{'IKD loss of the teacher itself':>34}")
@@ -79,7 +77,8 @@ def compare(logits, labels):
     for name, group in groups(torch.bincount(labels, minlength=len(right))).items():
         samples = group[labels]
         print(f"{name + f' ({group.sum()})':<12}{error[group].median():>15.2f}{error[group].max():>15.2f}"
-              + "".join(f"{h[group].sum():>15}" for h in hit) + "".join(f"{x[samples].mean():>17.3f}" for x in loss))
+              + "".join(f"{named[group].sum():>15}" for named in correct)
+              + "".join(f"{x[samples].mean():>17.3f}" for x in loss))
 
 
 def unseen(logits, labels):
@@ -94,45 +93,29 @@ def unseen(logits, labels):
               f"{(~loss.isfinite()).sum():,} of {len(loss):,} losses are not")
 
 
-def train(teacher, data, views, test, a):
-    """Train a student three times side by side, on the same views: KD, and with either IKD."""
-    o = cli.student_options(f"--path_t {a.path_t} --distill kd -r 0.1 -a 0.9 --avg {a.avg} --epochs {a.epochs} "
-                            f"--warm_up 0 --model_s {a.model_s}".split())
-    o.lr_decay_epochs = []
-    device = views.labels.device
-    teacher = LiveTeacher(teacher, LOGITS)
+def train(options, without_ikd, data, teacher, loader, device):
+    """Train a student three times side by side, from the same weights on the same views: KD, and with either IKD."""
     phases = {}
-    for name in ("KD", "KD + IKD, right", "KD + IKD, published"):
-        torch.manual_seed(0)
-        student = model_dict[o.model_s](num_classes=len(data.classes)).to(device)
-        with torch.no_grad():
-            out_s, out_t = (network.eval()(torch.zeros(2, *data.image_shape, device=device), named=True)
-                            for network in (student, teacher.network))
-        setup = Setup(out_s, out_t, student.name, teacher.network.name, data.train.labels, len(data.classes))
-        objective = student_objective(METHODS["kd"](setup, o), setup, o).to(device)
-        if name == "KD":
-            del objective.terms["ikd"]
-        elif "published" in name:
-            objective.terms["ikd"] = PublishedIKD(len(data.classes), o.intra_T, o.avg).to(device)
-        phases[name] = Phase("train", student, teacher, objective, sgd(student.parameters(), o), rates(o), o.epochs)
-
-    print(f"\n{teacher.network.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, rate "
-          f"{o.learning_rate:g}; r 0.1, a 0.9, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
+    for name, o in (("KD", without_ikd), ("KD + IKD, right", options), ("KD + IKD, published", options)):
+        trainee = build.make_student(o, data, teacher, device)
+        if "published" in name:
+            trainee.objective.terms["ikd"] = PublishedIKD(len(data.classes), o.intra_T, o.avg).to(device)
+        phases[name] = Phase("train", trainee.network, loader, trainee.objective,
+                             sgd(trainee.network.parameters(), o), schedule(o), o.epochs, (o.seed, o.trial))
+    test = data.test_images(device)
+    print(f"\n{teacher.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, learning rate "
+          f"{o.learning_rate:g}; r {o.gamma:g}, a {o.alpha:g}, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
     for epoch in range(1, o.epochs + 1):
         meters = {name: Meters(list(phase.objective.terms), device) for name, phase in phases.items()}
         for phase in phases.values():
-            phase.student.train()
-            phase.objective.start_epoch(epoch, torch.Generator(device))
-            phase.optimizer.param_groups[0]["lr"] = phase.rate(epoch)
-        bar = progress(f"epoch {epoch}", len(views), unit=" images")
-        for batch in views.batches(views.plan(0, "1", "train", epoch), o.batch_size):
-            outputs = teacher(batch)
-            for name, phase in phases.items():
-                train_step(phase, batch, outputs, meters[name])
-            bar.update(len(batch.labels))
-        bar.close()
+            phase.start_epoch(epoch)
+        with progress(f"epoch {epoch}", len(loader), unit=" steps") as bar:
+            for batch, outputs in phase.batches(epoch):
+                for name, phase in phases.items():
+                    train_step(phase, batch, outputs, meters[name])
+                bar.update()
         for name, phase in phases.items():
-            phase.objective.end_epoch(epoch)
+            phase.end_epoch(epoch)
             top1 = class_accuracies(phase.student, test, len(data.classes))
             parts = ", ".join(f"{shot} {group['top1']:.2f}" for shot, group in shots(top1, data.shots).items())
             losses = ", ".join(f"{term} {value:.3f}" for term, value in meters[name].read().losses.items())
@@ -148,22 +131,22 @@ def main():
     parser.add_argument("--imbalance", type=up_to_one, default=0.01, metavar="X", help="see docs/data.md")
     parser.add_argument("--epochs", type=nonnegative_int, default=0, metavar="N", help="of the trainings; 0: none")
     parser.add_argument("--model_s", default="resnet8", choices=model_dict, metavar="NAME", help="the student")
-    parser.add_argument("--avg", type=float, default=1.0, help="weight of the IKD term")
+    parser.add_argument("--avg", type=nonnegative_float, default=1.0, help="weight of the IKD term")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs")
     a = parser.parse_args()
-    teacher, checkpoint = load_model(a.path_t)
-    data = make_long_tailed(dataset.load(a.dataset, a.data_dir), a.imbalance, 0)
-    if checkpoint.num_classes != len(data.classes):
-        raise UsageError(f"{a.path_t} is a teacher of {checkpoint.num_classes} classes, {a.dataset} has "
-                         f"{len(data.classes)}: give a teacher trained on {a.dataset}")
-    device = torch.device(a.device)
-    views = data.train_views(device)
+    run = ["--distill", "kd", "-r", "0.1", "-a", "0.9", "--warm_up", "0", "--lr_decay_epochs", "",
+           "--path_t", a.path_t, "--dataset", a.dataset, "--data_dir", a.data_dir, "--imbalance", str(a.imbalance),
+           "--epochs", str(max(a.epochs, 1)), "--model_s", a.model_s, "--device", a.device]
+    without_ikd, options = (cli.parse_student([*run, "--avg", avg])[0] for avg in ("0", str(a.avg)))
+    device, data = open_device(options), build.load_data(options)
+    teacher = build.load_teacher(options, data).to(device)
+    loader = DistillLoader(data.train_views(device), LiveTeacher(teacher, LOGITS), options.batch_size)
     print(f"{teacher.name}, {a.dataset}{data.note}; T = {TEMPERATURE:g}", flush=True)
-    logits, labels = (x.cpu() for x in collect(LiveTeacher(teacher.to(device), LOGITS), views))
+    logits, labels = collect(loader)
     compare(logits, labels)
     unseen(logits, labels)
     if a.epochs:
-        train(teacher, data, views, data.test_images(device), a)
+        train(options, without_ikd, data, teacher, loader, device)
 
 
 if __name__ == "__main__":

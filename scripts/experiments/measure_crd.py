@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -18,7 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from distiller_zoo.crd import ContrastSampler, CRDLoss
+from helper.cli import Parser
+from helper.util.errors import RunError, guarded
 
+VARIANTS = ("ours", "rows gathered")
 BATCH, NEGATIVES, SAMPLES, WIDTH, STEPS = 64, 16384, 50000, 256, 5
 
 
@@ -41,7 +45,7 @@ def measure(variant):
     loss = CRDLoss(Namespace(s_dim=WIDTH, t_dim=WIDTH, feat_dim=128, n_data=SAMPLES, nce_t=0.07, nce_m=0.5))
     sampler, generator = ContrastSampler(labels, 100, NEGATIVES, relax=False), torch.Generator()
     f_s, f_t = torch.randn(BATCH, WIDTH, requires_grad=True), torch.randn(BATCH, WIDTH)
-    score = {"ours": loss, "rows gathered": lambda *inputs: rows_gathered(loss, *inputs)}[variant]
+    score = loss if variant == "ours" else partial(rows_gathered, loss)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     for _ in range(STEPS):
@@ -52,9 +56,16 @@ def measure(variant):
     print(f"{variant:<15}{growth:8.0f} MiB{seconds:8.3f} s a step, drawing included")
 
 
+def main():
+    parser = Parser(prog="measure_crd.py", description=__doc__.split("\n")[0])
+    parser.add_argument("variant", nargs="?", choices=VARIANTS, help="measure this one alone, in this process")
+    variant = parser.parse_args().variant
+    if variant is not None:
+        return measure(variant)
+    for name in VARIANTS:
+        if subprocess.run([sys.executable, __file__, name]).returncode:
+            raise RunError(f"the measurement of {name!r} failed: see above")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(sys.argv[1])
-    else:
-        for name in ("ours", "rows gathered"):
-            subprocess.run([sys.executable, __file__, name], check=True)
+    guarded(main)

@@ -45,7 +45,7 @@ def test_json_on_standard_output_agrees_with_the_net_and_its_run(digits_teacher,
     assert found["consistency"]["spread"] == pytest.approx(sum(row["spread"] for row in found["per_class"]) / 10)
     assert found["parameters"] == sum(v.numel() for v in load_model(digits_teacher)[0].parameters())
     assert [t["images"] for t in found["latency"]["batches"]] == [1, 16]
-    assert all(t["median_ms"] > 0 and t["runs"] >= cost.LEAST for t in found["latency"]["batches"])
+    assert all(t["median_ms"] > 0 and t["runs"] >= 1 for t in found["latency"]["batches"])
     assert "per_superclass" not in found and "superclass" not in seven
 
 

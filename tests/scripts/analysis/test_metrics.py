@@ -96,7 +96,7 @@ def test_ece_weighs_each_bins_gap_by_its_images():
     logits = torch.stack([confidence, 1 - confidence], 1).log()
     labels = torch.tensor([0, 0, 1, 1, 0, 0])
     r = metrics.reliability(logits, labels, bins=10)
-    assert r.count.tolist() == [0, 0, 0, 0, 0, 2, 0, 1, 0, 3]  # (0.5, 0.6], (0.7, 0.8], (0.9, 1]
+    assert r.images.tolist() == [0, 0, 0, 0, 0, 2, 0, 1, 0, 3]  # (0.5, 0.6], (0.7, 0.8], (0.9, 1]
     assert r.confidence[9].item() == pytest.approx(0.95) and r.accuracy[9].item() == pytest.approx(2 / 3)
     expected = 3 / 6 * abs(2 / 3 - 0.95) + 1 / 6 * 0.79 + 2 / 6 * 0.45
     assert metrics.ece(r) == pytest.approx(expected)
