@@ -56,7 +56,8 @@ def student_options(argv: list[str]) -> Options:
 def parse_teacher(argv: list[str]) -> tuple[Options, list[str]]:
     """The options of train_teacher.py, and lines of what is worth a look. Raises UsageError."""
     argv = _with_config(argv)
-    parser = Parser(prog="train_teacher.py", description="Train a network with the labels alone.")
+    parser = Parser(prog="train_teacher.py", usage="%(prog)s [--model NAME] [options]",
+                    description="Train a network with the labels alone.")
     flags.add_teacher_flags(parser)
     flags.add_training_flags(parser, warmup=0)
     known, _ = parser.parse_known_args(_without_help(argv))
@@ -115,7 +116,8 @@ def _frozen(options):
 
 
 def _student_parser(method):
-    parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False)
+    parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False,
+                    usage="%(prog)s --path_t FILE [--model_s NAME] [--distill METHOD] [options]")
     parser.add_argument("-h", "--help", action=_StudentHelp, nargs="?", default=argparse.SUPPRESS, metavar="METHOD",
                         help="show this, or a method's flags")
     flags.add_student_flags(parser)

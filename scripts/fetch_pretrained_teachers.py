@@ -26,6 +26,9 @@ import pooch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from helper.util import start  # noqa: F401 (before PyTorch)
+
+# isort: split
 from helper.cli import Parser
 from helper.util.download import DownloadError, download
 from helper.util.errors import RunError, guarded, printable

@@ -10,6 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from helper.util import start  # noqa: F401 (before PyTorch)
+
+# isort: split
 from helper.cli import Parser
 from helper.util.errors import UsageError, guarded
 from scripts.tables.report import FILES, write_report

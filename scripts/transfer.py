@@ -18,6 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from helper.util import start  # noqa: F401 (before PyTorch)
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

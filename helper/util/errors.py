@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from helper.util import distributed
+from helper.util import distributed, start
 
 
 class UserError(ValueError):
@@ -35,6 +35,7 @@ class Interrupted(BaseException):
 
 def guarded(main: Callable[[], object]) -> None:
     """Run a script's `main`: exit 2 for a bad command, 1 for a run that failed, 128 + n for signal n."""
+    start.loaded()
     for stream in (sys.stdout, sys.stderr):
         # A terminal or a log that is not UTF-8 shows escapes instead of ending the run.
         if hasattr(stream, "reconfigure"):
