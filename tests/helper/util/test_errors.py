@@ -34,8 +34,8 @@ def run(tmp_path, body, **how):
     (UsageError("two\nlines"), 2, "error: two lines\n"),
     (RunError("over"), 1, "error: over\n"),
     (Interrupted(15), 143, "error: stopped by SIGTERM; the same command continues from the last finished epoch\n"),
-    (FileNotFoundError(2, "No such file", "a"), 1, "error: a: No such file; fix that, and the same command continues from "
-                                                   "what was saved before\n")))
+    (FileNotFoundError(2, "No such file", "a"), 1,
+     "error: a: No such file; fix that, and the same command continues from what was saved before\n")))
 def test_a_known_end_is_one_line(error, code, says, capsys):
     def main():
         raise error
