@@ -6,10 +6,8 @@ import pickle
 import shutil
 import zipfile
 
-import torch
-
 from helper.util.errors import RunError, UsageError
-from helper.util.files import PARTIAL, lock_folder, write_bytes, write_json, write_torch
+from helper.util.files import PARTIAL, lock_folder, read_torch, write_bytes, write_json, write_torch
 
 LOCK = ".lock"
 
@@ -48,14 +46,7 @@ class RunFolder:
 
     def read_torch(self, name: str) -> dict | None:
         """As read_json, of what write_torch wrote; every byte is checked against the file's checksums."""
-        def load(file):
-            with zipfile.ZipFile(file) as archive:
-                if archive.testzip() is not None:
-                    raise ValueError("a checksum differs")
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
-
-        return self._read(name, load)
+        return self._read(name, read_torch)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole. Raises OSError, RunError where the folder is no longer this process's."""

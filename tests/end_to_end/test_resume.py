@@ -104,10 +104,14 @@ def test_a_damaged_file_of_the_run_is_named(name, digits_teacher, tmp_path):
     process.signal(signal.SIGTERM)
     process.wait()
     path = scripts.only(tmp_path / "student_model") / name
-    path.write_bytes(path.read_bytes()[:-40])
-    refused = scripts.run("train_student.py", *flags)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert f"{name} is damaged" in refused.stderr and "--overwrite" in refused.stderr
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4  # one bit, amid the weights
+    for damaged in [whole[:-40], *([flipped] if name == "resume.pth" else [])]:
+        path.write_bytes(damaged)
+        refused = scripts.run("train_student.py", *flags)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        assert f"{name} is damaged" in refused.stderr and "--overwrite" in refused.stderr
 
 
 def test_a_second_process_on_the_same_folder_refuses(digits_teacher, tmp_path):

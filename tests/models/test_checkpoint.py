@@ -218,6 +218,17 @@ def test_finite_weights_whose_outputs_are_not_are_named(tmp_path, change):
     assert "the outputs of resnet8 with these weights are NaN or infinite" in message
 
 
+def test_a_network_that_takes_images_of_another_size_alone_loads(tmp_path, monkeypatch):
+    class Fixed(type(model_dict["resnet8"]())):
+        def outputs(self, x):
+            return super().outputs(x.view(-1, 3, 48, 48))
+
+    network = Fixed("fixed", 8, (16, 16, 32, 64), 10)
+    monkeypatch.setitem(model_dict, "fixed", lambda num_classes: Fixed("fixed", 8, (16, 16, 32, 64), num_classes))
+    path = saved({"model": network.state_dict(), "model_name": "fixed"}, tmp_path / "a.pth")
+    assert load_model(path)[0](torch.zeros(2, 3, 48, 48)).shape == (2, 10)
+
+
 def test_the_wrong_number_of_classes_says_both(tmp_path):
     path = saved(weights(num_classes=10), tmp_path / "resnet8.pth")
     message = error_of(load_model, path, num_classes=100)
