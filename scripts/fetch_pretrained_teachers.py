@@ -46,6 +46,9 @@ TEACHER_LIMIT, ARCHIVE_LIMIT, MEMBERS_LIMIT = 500 * 10**6, 3 * 10**9, 1000
 def main():
     options = parse(sys.argv[1:])
     folder = Path(options.save_dir) / "models"
+    if options.dry_run:
+        return print(f"would fetch {', '.join(options.teachers)} into {folder}, from {options.publisher} or "
+                     f"{options.mirror}, unless they are there")
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".fetching"
     with wait_for_folder(str(folder), lambda: None, f"another process is fetching into {folder}: waiting"):
@@ -70,6 +73,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--publisher", default=PUBLISHER, metavar="URL",
                         help=f"holds NAME_vanilla/{FILE}; an http:// address is tried over https first")
     parser.add_argument("--mirror", default=MIRROR, metavar="URL", help="an archive of all teachers")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be fetched, and do nothing")
     options = parser.parse_intermixed_args(argv)
     for name in options.teachers:
         if name not in TEACHERS:

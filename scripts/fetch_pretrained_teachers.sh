@@ -1,6 +1,7 @@
 #!/bin/sh
 # Fetches the six published teachers, or those that are named, into save/models; see --help.
 set -eu
+unset CDPATH
 cd "$(dirname "$0")/.."
 python=python3
 if [ -x .venv/bin/python ]; then

@@ -14,10 +14,10 @@ from helper.util import start  # noqa: F401 (before PyTorch)
 
 # isort: split
 from helper.cli import Parser
-from helper.util.errors import UsageError, guarded
+from helper.util.errors import UsageError, guarded, printable
 from scripts.tables.report import FILES, write_report
 
-RUN = ("name", "pair", "method", "variant", "trial")
+RUN = ("name", "folder", "pair", "method", "variant", "trial")
 
 
 def main():
@@ -30,19 +30,21 @@ def main():
                         help="paired differences between methods over common trials, with a bootstrap interval")
     parser.add_argument("--hparams", action="store_true",
                         help="write the runs' settings into their TensorBoard folders, for its HPARAMS page")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     o = parser.parse_args()
     asked = read_table(o.table) if o.table else None
     out = o.out or (os.path.dirname(o.table) if o.table else os.path.join(o.save_dir, "report"))
-    for fault in write_report(o.save_dir, out, asked, o.significance, o.hparams):
-        print(f"note: {fault}", file=sys.stderr)
-    print(f"{', '.join(FILES)} are in {out}")
+    if not o.dry_run:
+        for fault in write_report(o.save_dir, out, asked, o.significance, o.hparams):
+            print(f"note: {printable(fault)}", file=sys.stderr)
+    print(f"{', '.join(FILES)} {'would be written to' if o.dry_run else 'are in'} {out}")
 
 
 def read_table(path):
     """What reproduce.py wrote. Raises UsageError."""
     try:
-        asked = json.loads(Path(path).read_text())
-        return {"title": asked["title"], "runs": [{key: run[key] for key in RUN} for run in asked["runs"]]}
+        asked = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {"title": str(asked["title"]), "runs": [{key: str(run[key]) for key in RUN} for run in asked["runs"]]}
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): name the table.json of reproduce.py") from None
     except (ValueError, KeyError, TypeError):

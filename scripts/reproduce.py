@@ -2,15 +2,15 @@
 
 python scripts/reproduce.py --table same
 python scripts/reproduce.py --pairs resnet56:resnet20 --methods ce,kd,kd+IKD,dkd,dkd+IKD --trials 1,2,3
+python scripts/reproduce.py --pairs resnet56:resnet20 --methods kd,dkd+IKD --grid "avg=0.5,1,2 kd_T=2,4"
 python scripts/reproduce.py --pairs resnet14:resnet8 --methods ce,kd --dataset digits --epochs 4 --teachers train \
     --save_dir save/small
 
-The same command again goes on with what is unfinished, leaves what is done, and tries again what failed.
+The same command again resumes what is unfinished, leaves what is done, and tries again what failed.
 """
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from dataset import LOADERS
 from distiller_zoo import METHODS
 from helper.cli import Parser
 from helper.record import published
-from helper.util.arguments import nonnegative_float, nonnegative_int, positive_float, positive_int, trial_name
+from helper.util import children
+from helper.util.arguments import nonnegative_int, positive_int, trial_name
 from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_json
 from models import load_model
-from scripts.tables.plan import Table, pair_of, plan, reserved
+from scripts.tables.plan import ROOT, Table, grid_of, pair_of, plan, reserved
 from scripts.tables.report import write_report
 from scripts.tables.runner import Display, Local, Logs, Stop, run_jobs, slots
 from scripts.tables.slurm import Slurm
@@ -48,7 +49,8 @@ def main():
     check_classes(table, len(data.classes), o)
     stop = Stop()
     logs = Logs(o.save_dir)
-    os.makedirs(o.report, exist_ok=True)
+    for folder in (logs.folder, o.report):
+        os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(o.report, "table.json"), table.record())
     say_plan(table, logs, o)
     jobs = list(table.jobs)
@@ -66,16 +68,17 @@ def options_of(argv):
     group.add_argument("--table", default="", choices=["", *published.TABLES], metavar="NAME",
                        help="pairs and methods of a published table: " + ", ".join(
                            f"{name} ({table['title']})" for name, table in published.TABLES.items()))
-    group.add_argument("--pairs", type=_list(pair_of), metavar="T:S,T:S", help="teacher:student, ...")
+    group.add_argument("--pairs", type=_list(pair_of), metavar="T:S,T:S",
+                       help="teacher:student, ...; a teacher may be a checkpoint, FILE.pth:student")
     group.add_argument("--methods", type=_list(str), metavar="LIST",
                        help="ce (cross-entropy alone) or any of " + ", ".join(METHODS) + "; each with +KD, +IKD or "
                             "both added, as in ce,kd,dkd+IKD,crd+KD")
     group.add_argument("--trials", type=_list(trial_name), default="1,2,3", metavar="LIST", help="trials")
-    group.add_argument("--avg", type=_list(nonnegative_float), metavar="LIST",
-                       help="weights of the IKD term, a row each (default 6.5, published for resnet32x4:resnet8x4 with "
-                            "dkd alone)")
-    group.add_argument("--intra_T", type=_list(positive_float), metavar="LIST",
-                       help="its temperatures, a row each (default 1.0, published for the same)")
+    group.add_argument("--grid", type=grid_of, default="", metavar="TEXT",
+                       help='values of any flags of train_student.py, a row for each combination, as in '
+                            '--grid "avg=0.5,1,2 intra_T=1,4 kd_T=2,4"; a method takes those that it reads, a method '
+                            "with +IKD also avg and intra_T (6.5 and 1, published for resnet32x4:resnet8x4 with dkd "
+                            "alone)")
     group.add_argument("--epochs", type=positive_int, metavar="N",
                        help="a shorter or longer schedule: decay, warm-up and first stages move in proportion "
                             "(default 240)")
@@ -101,7 +104,7 @@ def options_of(argv):
                        help="run on a cluster: job arrays of this partition, through Slurm by submitit")
     group.add_argument("--time", type=_minutes, default="1-0:00:00", metavar="TIME",
                        help="with --slurm, of a job, as sbatch has it: minutes, H:MM:SS or D-H:MM:SS; a run that needs "
-                            "more goes on in a further job (default 1-0:00:00)")
+                            "more continues in a further job (default 1-0:00:00)")
     group.add_argument("--gpus", type=nonnegative_int, default=1, metavar="N", help="with --slurm, of a job")
     group.add_argument("--cpus", type=positive_int, default=4, metavar="N", help="with --slurm, of a job")
     group.add_argument("--dry_run", action="store_true", help="print the command lines, and do nothing")
@@ -163,7 +166,7 @@ def check_classes(table, classes, o):
 
 def say_plan(table, logs, o):
     """What will be done, before it is done."""
-    done, again = [job for job in table.jobs if job.done], [job for job in table.jobs if logs.failed(job)]
+    done, again = [job for job in table.jobs if job.done], [job for job in table.jobs if logs.failed(job.name)]
     print(table.title)
     print(f"{len(table.jobs)} runs: {len(table.jobs) - len(table.students)} teachers, {len(table.students)} students; "
           f"{len(done)} done before" + (f", {len(again)} failed before and are tried again" if again else ""))
@@ -182,8 +185,7 @@ def fetch_command(teachers, o):
 def fetch(teachers, o) -> set[str]:
     """Fetch these; the paths of those that are not there in the end."""
     if teachers:
-        root = Path(__file__).resolve().parent.parent
-        subprocess.run([sys.executable, root / FETCH, *fetch_command(teachers, o)[2:]])
+        children.start([sys.executable, ROOT / FETCH, *fetch_command(teachers, o)[2:]]).wait()
     return {teacher.path for teacher in teachers if not os.path.exists(teacher.path)}
 
 
@@ -212,14 +214,14 @@ def finish(table, failed, unfetched, o):
     """The report, and whether everything went well. Raises RunError where it did not."""
     done = sum(job.done for job in table.jobs)
     print(f"{done} of {len(table.jobs)} runs are done")
-    if any(job.done for job in table.students):
+    if any(job.done or job.name in failed for job in table.students):
         for fault in write_report(o.save_dir, o.report, table.record(), o.significance, hparams=True):
             print(f"note: {fault}", file=sys.stderr)
         print(f"the report is {os.path.join(o.report, 'report.html')}, and beside it .md, .tex, .csv and .json")
     if failed or unfetched:
         without = f"; {unfetched} had no teacher" if unfetched else ""
         raise RunError(f"{len(failed)} of {len(table.jobs)} runs failed{without}: their logs are in "
-                       f"{o.save_dir}/logs; mend what they say, and the same command tries them again")
+                       f"{o.save_dir}/logs; fix what they say, and the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,24 @@
-# Makes .venv with a file of requirements in it; sourced by the scripts beside it, which run in the
-# repository's root. What is installed already is reused.
-#
-#     requirements=requirements.txt
-#     . scripts/setup.sh
+#!/bin/sh
+# Makes .venv with a file of requirements in it: sh scripts/setup.sh [requirements.txt]
+# What is installed already is reused. --dry_run says what would be done. The scripts beside this one source it, with
+# $requirements set, in the repository's root.
+case $0 in
+*setup.sh)
+    . "$(dirname "$0")/common.sh"
+    requirements=requirements.txt
+    case ${1:-} in
+    --dry_run)
+        echo "would make .venv, unless it is there, and install $requirements into it"
+        exit 0
+        ;;
+    ?*) requirements=$1 ;;
+    esac
+    if [ ! -f "$requirements" ]; then
+        echo "error: $requirements: no such file in $(pwd): give requirements.txt, or see --help" >&2
+        exit 2
+    fi
+    ;;
+esac
 
 if [ ! -x .venv/bin/python ]; then
     for setup_python in "${PYTHON:-}" python3.12 python3.11 python3.10 python3 python; do
@@ -32,3 +48,4 @@ if [ "$(cat requirements*.txt)" != "$(cat "$setup_stamp" 2>/dev/null)" ]; then
     }
     cat requirements*.txt >"$setup_stamp"
 fi
+python=.venv/bin/python

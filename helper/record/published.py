@@ -1,15 +1,16 @@
-"""What is published on CIFAR-100, with its sources: accuracies, weights of the losses, the tables' pairs.
+"""What is published, with its sources: accuracies on CIFAR-100, weights of the losses, schedules, the tables' pairs.
 
 published.json is the one place for these facts. Accuracies are test accuracies in percent by pair
-("resnet56->resnet20") and method; a source says whether its figures are of the last or of the best epoch.
+("resnet56->resnet20") and method; a source says whether its figures are of the last or of the best epoch. Weights are
+by recipe and method, for the pairs that a row names, or for every pair where it names none.
 """
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_FACTS = json.loads((Path(__file__).parent / "published.json").read_text())
+_FACTS = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 DATASET = "cifar100"
-SOURCES, ACCURACY, WEIGHTS = _FACTS["sources"], _FACTS["accuracy"], _FACTS["weights"]
+SOURCES, ACCURACY, SCHEDULES, WEIGHTS = (_FACTS[key] for key in ("sources", "accuracy", "schedules", "weights"))
 ADDED_KD, IKD, TABLES, REMARKS = (_FACTS[key] for key in ("added_kd", "ikd", "tables", "remarks"))
 # The checkpoints that RepDistiller publishes.
 TEACHERS = {pair.split("->")[0]: row["teacher"][0] for pair, row in ACCURACY.items()}
@@ -28,6 +29,15 @@ def figure(dataset: str, pair: str, method: str) -> Figure | None:
     """The published accuracy of `method` ('teacher', 'ce', 'kd', ...) for a pair, if there is one."""
     found = ACCURACY.get(pair, {}).get(method) if dataset == DATASET else None
     return Figure(found[0], found[1], SOURCES[found[1]]["figure"]) if found else None
+
+
+def weights(recipe: str, method: str, pair: str | None) -> dict[str, Any] | None:
+    """The options that are published for a method and a pair, by name; None where there are none."""
+    row = WEIGHTS.get(recipe, {}).get(method)
+    if row is None or ("pairs" in row and pair not in row["pairs"]):
+        return None
+    options = row["set"] | row.get("pairs", {}).get(pair, {})
+    return {name: value if isinstance(value, str) else float(value) for name, value in options.items()}
 
 
 def teacher_warning(name: str, dataset: str, top1: float) -> str | None:

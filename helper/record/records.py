@@ -75,8 +75,8 @@ class Record:
         """
         silent = without_effect(self.settings)
         identity = {key: value for key, value in self.settings.items() if key not in _LEFT_OUT}
-        identity["teacher_checkpoint"] = self.settings.get("teacher_sha256", "")[:12] or self.settings["path_t"]
-        if self.result and "teacher_sha256" not in self.settings:
+        identity["teacher_checkpoint"] = (self.settings.get("teacher_sha256") or "")[:12] or self.settings["path_t"]
+        if self.result and not self.settings.get("teacher_sha256"):
             # A teacher trained anew under the same path is another one. The accuracy of one and the same teacher
             # may differ in the hundredths between kinds of arithmetic.
             identity["teacher_top1"] = round(self.result["teacher_top1"], 1)
@@ -178,11 +178,15 @@ def _is_number(value):
 
 
 def label(settings: dict) -> str:
-    """A short name of a student's loss, such as 'dkd+IKD'; 'ce' where the method itself has no say.
+    """A short name of a student's loss, such as 'dkd+IKD'; 'ce' where the method itself has no say, '+ls' where it
+    reads standardised logits.
 
     settings: distill, alpha, beta and avg, as args.json has them
     """
-    own = settings["distill"] if _acts(settings) else "ce"
+    method, acts = METHODS.get(settings["distill"]), _acts(settings)
+    reads = [flag.name for flag in method.flags] if method else []
+    standardised = "--logit_std" in reads and settings.get("logit_std") == "on"
+    own = settings["distill"] + ("+ls" if standardised else "") if acts else "ce"
     return own + ("+KD" if _adds_kd(settings) else "") + ("+IKD" if settings.get("avg") else "")
 
 

@@ -7,7 +7,6 @@ each, 50,000 samples, embeddings of 128 from vectors of 256. Printed is the grow
 peak memory over what it held before the first step (banks and inputs), and the seconds of a step.
 """
 import resource
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -23,6 +22,7 @@ import torch
 
 from distiller_zoo.crd import ContrastSampler, CRDLoss
 from helper.cli import Parser
+from helper.util import children
 from helper.util.errors import RunError, guarded
 
 VARIANTS = ("ours", "rows gathered")
@@ -66,7 +66,7 @@ def main():
     if variant is not None:
         return measure(variant)
     for name in VARIANTS:
-        if subprocess.run([sys.executable, __file__, name]).returncode:
+        if children.start([sys.executable, __file__, name]).wait():
             raise RunError(f"the measurement of {name!r} failed: see above")
 
 

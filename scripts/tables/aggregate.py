@@ -1,4 +1,5 @@
 """A table from records of runs: rows of equal settings, means and deviations over trials, paired differences."""
+import os
 import statistics
 from dataclasses import dataclass
 
@@ -6,12 +7,15 @@ import numpy as np
 
 from helper.cli import student_options
 from helper.record import published
-from helper.record.records import Record
-from scripts.tables.plan import remarks
+from helper.record.records import LOSS, Record
+from helper.util.errors import printable
+from scripts.tables.presets import remarks
+from scripts.tables.runner import Logs
+from scripts.tables.words import setting
 
-# What makes a method: told row by row. Rows that differ in nothing else but where the teacher's outputs come from
-# are compared with each other.
-LOSS = {"distill", "gamma", "alpha", "beta", "avg", "intra_T", "ikd_means", "kd_T", "init_epochs"}
+# Said row by row; rows that differ in nothing else but where the teacher's outputs come from are compared with each
+# other.
+BY_ROW = {*LOSS, "kd_T", "init_epochs"}
 SOURCE = {"teacher_source", "cache_dtype"}
 RESAMPLES, SEED, LEVEL = 10_000, 0, 95
 
@@ -20,7 +24,7 @@ RESAMPLES, SEED, LEVEL = 10_000, 0, 95
 class Row:
     """The finished runs of one pair and method with equal settings, by trial, and what is missing of them.
 
-    variant: IKD's settings in words, where a table has several of them
+    variant: the settings of a grid in words
     missing: trial -> what is known of it, in words
     """
 
@@ -36,43 +40,74 @@ class Row:
         return [record.result[epoch]["top1"] for record in self.records]
 
     @property
-    def teacher_top1(self) -> list[float]:
-        return sorted({record.result["teacher_top1"] for record in self.records})
+    def failed(self) -> bool:
+        return any(state.startswith("failed") for state in self.missing.values())
 
 
-def rows_of(records: list[Record], asked: list[dict] | None = None) -> list[Row]:
-    """The rows of these runs, in the order of `asked`, pair by pair.
+def rows_of(records: list[Record], save_dir: str, asked: list[dict] | None = None) -> list[Row]:
+    """The rows of these runs: in the order of `asked`, pair by pair, or by pair, method and settings.
 
-    asked: the runs of a table ({"name", "pair", "method", "variant", "trial"}), finished or not, and no others; None:
-        all finished runs.
+    asked: the runs of a table ({"name", "folder", "pair", "method", "variant", "trial"}), finished or not, and no
+        others; None: all finished runs.
     """
-    by_name = {record.name: record for record in records}
-    if asked is None:
-        asked = [{"name": r.name, "pair": r.pair, "method": r.method, "variant": "", "trial": r.trial}
-                 for r in records if r.result]
-    groups, missing, order = {}, {}, {}
-    for run in asked:
-        record, place = by_name.get(run["name"]), (run["pair"], run["method"], run["variant"])
+    by_folder, logs = {os.path.relpath(record.folder, save_dir): record for record in records}, Logs(save_dir)
+    runs = _finished(by_folder) if asked is None else asked
+    groups: dict[tuple, dict[str, Record]] = {}
+    missing: dict[tuple, dict[str, str]] = {}
+    order: dict[tuple, int] = {}
+    for run in runs:
+        record, place = by_folder.get(run["folder"]), (run["pair"], run["method"], run["variant"])
         order.setdefault(place, len(order))
         if record is not None and record.result:
-            key = *place, repr(sorted(record.identity.items(), key=str))
-            groups.setdefault(key, []).append(record)
+            # The same trial twice is one run's result twice: of the labels alone with two teachers.
+            groups.setdefault((*place, _ordered(record.identity)), {}).setdefault(run["trial"], record)
         else:
-            missing.setdefault(place, {})[run["trial"]] = _state(record)
+            missing.setdefault(place, {})[run["trial"]] = _state(record, logs.failed(run["name"]))
     for place in missing:  # a row of which nothing is there is a row all the same
         if not any(key[:-1] == place for key in groups):
-            groups[(*place, "")] = []
-    pairs = list(dict.fromkeys(run["pair"] for run in asked))
-    return [Row(*key[:3], groups[key][0].identity if groups[key] else {}, tuple(groups[key]), missing.get(key[:-1], {}))
-            for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1]))]
+            groups[(*place, ())] = {}
+    pairs = list(dict.fromkeys(run["pair"] for run in runs))
+    rows = []
+    for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1])):
+        found = [groups[key][trial] for trial in sorted(groups[key], key=_natural)]
+        rows.append(Row(*key[:3], found[0].identity if found else {}, tuple(found), missing.get(key[:-1], {})))
+    return rows
 
 
-def _state(record):
+def _finished(by_folder):
+    """What `asked` says of all finished runs; one on the labels alone stands for every pair of its student."""
+    runs = []
+    for folder, record in by_folder.items():
+        if record.result:
+            pairs = {record.pair} if record.method != "ce" else {
+                other.pair for other in by_folder.values()
+                if other.result and other.settings["model_s"] == record.settings["model_s"]}
+            runs += [{"name": record.name, "folder": folder, "pair": pair, "method": record.method, "variant": "",
+                      "trial": record.trial} for pair in pairs]
+    usual = ["ce", *published.TABLES["methods"]["methods"]]
+    return sorted(runs, key=lambda run: (run["pair"], *(
+        (usual.index(run["method"]), "") if run["method"] in usual else (len(usual), run["method"])), run["folder"]))
+
+
+def _ordered(identity):
+    """As a key that sorts numbers as numbers."""
+    return tuple((key, *_natural(value)) for key, value in sorted(identity.items()))
+
+
+def _natural(value):
+    try:
+        return 0, float(int(value) if isinstance(value, str) else value), ""
+    except (TypeError, ValueError):
+        return 1, 0.0, str(value)
+
+
+def _state(record, reason):
+    if reason is not None:
+        return f"failed: {reason}"
     if record is None:
         return "not begun"
-    total = record.settings["epochs"]
     done = sum(line["phase"] == "train" for line in record.log)
-    return f"unfinished, {done} of {total} epochs"
+    return f"unfinished, {done} of {record.settings['epochs']} epochs"
 
 
 def spread(values: list[float]) -> dict:
@@ -98,7 +133,7 @@ def table(title: str, rows: list[Row], with_significance: bool) -> dict:
     sources = sorted({c["source"] for row in full if (c := compared(row))} | {
         f.source for row in full if (f := published.figure(row.identity["dataset"], row.pair, "teacher"))})
     return {
-        "title": title,
+        "title": printable(title),
         "cautions": cautions(full),
         "pairs": [_pair(pair, [row for row in rows if row.pair == pair], common)
                   for pair in dict.fromkeys(row.pair for row in rows)],
@@ -107,7 +142,7 @@ def table(title: str, rows: list[Row], with_significance: bool) -> dict:
         "significance": significance(full) if with_significance else None,
         "versions": {"torch": sorted({r.torch for row in full for r in row.records}),
                      "commit": sorted({r.commit for row in full for r in row.records if r.commit})},
-        "commands": [record.command for row in full for record in row.records],
+        "commands": list(dict.fromkeys(record.command for row in full for record in row.records)),
     }
 
 
@@ -118,7 +153,7 @@ def _pair(pair, rows, common):
     return {
         "pair": pair,
         "settings": own,
-        "teacher_top1": sorted({top1 for row in rows for top1 in row.teacher_top1}),
+        "teacher_top1": _teacher(full),
         "teacher_published": figure and {"top1": figure.top1, "source": figure.source, "epoch": figure.epoch},
         "rows": [{
             "method": row.method,
@@ -130,15 +165,35 @@ def _pair(pair, rows, common):
             "published": compared(row) if row.records else None,
             "remarks": remarks(row.records[0].settings, pair) if row.records else [],
             "missing": row.missing,
+            "failed": row.failed,
             "runs": [record.name for record in row.records],
         } for row in rows],
     }
 
 
+def _teacher(rows):
+    """The measured accuracies of a pair's teacher: {"top1", "how": its arithmetic, in words}, those in float32 first.
+
+    The same weights differ in the hundredths from one arithmetic to another.
+    """
+    found: dict[float, set[str]] = {}
+    for record in (record for row in rows for record in row.records if row.method != "ce"):
+        cached = record.settings.get("teacher_source") == "cache"
+        how = "cached" if cached else "live"
+        how += f" in {'bfloat16' if record.settings.get('amp') == 'bf16' and not cached else 'float32'}"
+        how += f" on {record.settings.get('device')}"
+        found.setdefault(record.result["teacher_top1"], set()).add(how)
+    return [{"top1": top1, "how": " and ".join(sorted(found[top1]))}
+            for top1 in sorted(found, key=lambda top1: ("float32" not in str(found[top1]), top1))]
+
+
 def _shared(rows):
-    """The settings that all rows have alike; those of the loss are always told row by row."""
-    return {key: value for key, value in (rows[0].identity.items() if rows else ()) if key not in LOSS
-            and all(key in row.identity and row.identity[key] == value for row in rows)}
+    """The settings that all rows have alike; those of the loss are always said row by row. The labels alone lack those
+    of the teacher, which is no difference."""
+    of_all = [row for row in rows if row.method != "ce"] or rows
+    return {key: value for key, value in (of_all[0].identity.items() if of_all else ()) if key not in BY_ROW
+            and all(key in row.identity for row in of_all)
+            and all(row.identity.get(key, value) == value for row in rows)}
 
 
 def cautions(rows: list[Row]) -> list[str]:
@@ -152,8 +207,8 @@ def cautions(rows: list[Row]) -> list[str]:
         said.append(f"Trained for {', '.join(map(str, epochs))} epochs; the published schedule has {usual.epochs}: "
                     "no reproduction of the published figures.")
     if any(row.identity["warm_up"] > 1 for row in rows) and not datasets:
-        said.append("With a warm-up of the rate, as in IKD's code; the benchmark that most published figures are of "
-                    "has none.")
+        said.append("With a warm-up of the learning rate, as in IKD's code; the benchmark that most published figures "
+                    "are of has none.")
     trials = min((len(row.records) for row in rows), default=0)
     if rows and trials < 3:
         said.append(f"Some rows have {trials} trial{'s' * (trials != 1)}: published figures are means of 3 to 5.")
@@ -190,13 +245,13 @@ def bootstrap(values: np.ndarray) -> list[float] | None:
 
 
 def name_in(row: Row, rows: list[Row]) -> str:
-    """The method's name, with the settings that tell it from other rows of the same name and pair."""
+    """The method's name, with the settings that tell it from other rows of the same name and pair, and only those."""
     same = [other for other in rows if (other.pair, other.method) == (row.pair, row.method)]
     keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
-    told = ", ".join(f"{key} {row.identity[key]}" for key in keys) or row.variant
-    return f"{row.method} ({told})" if told else row.method
+    differ = ", ".join(setting(key, row.identity[key]) for key in keys) or row.variant
+    return f"{row.method} ({differ})" if differ else row.method
 
 
 def _comparable(a, b):
-    shared = (set(a) & set(b)) - LOSS - SOURCE
+    shared = (set(a) & set(b)) - BY_ROW - SOURCE
     return all(a[key] == b[key] for key in shared)

@@ -1,33 +1,39 @@
-"""What a table is made of: pairs x methods x trials, each one command line with the weights of its pair."""
+"""What a table is made of: pairs x methods x settings x trials, each one command line with the weights of its pair."""
 import argparse
-import json
+import itertools
 import math
 import os
 import re
 import shlex
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from distiller_zoo import METHODS
+from distiller_zoo import METHODS, flags_of
 from helper import cli
 from helper.record import published
 from helper.record.naming import student_folder, teacher_folder
-from helper.record.records import has_stage, label
+from helper.record.records import has_stage, label, read_result, read_run, without_effect
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError
 from models import load_model, model_dict
+from scripts.tables.presets import FLAGS, remarks, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 # Flags that a table sets itself, and where to say instead what they say.
 RESERVED = {
     "--path_t": "--teachers", "--model_s": "--pairs", "--model": "--pairs", "--distill": "--methods",
-    "--trial": "--trials", "--trials": "--trials", "-t": "--trials", "--avg": "--avg", "--intra_T": "--intra_T",
-    "-r": "--methods", "-a": "--methods", "-b": "--methods", "--gamma": "--methods", "--alpha": "--methods",
-    "--beta": "--methods", "--dataset": "--dataset", "--data_dir": "--data_dir", "--save_dir": "--save_dir",
-    "--epochs": "--epochs", "--overwrite": "another --save_dir"}
+    "--trial": "--trials", "--trials": "--trials", "-t": "--trials", "--dataset": "--dataset",
+    "--data_dir": "--data_dir", "--save_dir": "--save_dir", "--epochs": "--epochs", "--overwrite": "another --save_dir"}
+RESERVED_IN_FLAGS = RESERVED | dict.fromkeys(
+    ("-r", "-a", "-b", "--gamma", "--alpha", "--beta", "--avg", "--intra_T"), "--methods and --grid")
 # Settings that the machine at hand resolves: a plan does not know them.
 RESOLVED = {"device", "amp", "channels_last", "teacher_source", "teacher_cache", "cache_dtype", "fast"}
+OF_IKD = {"avg", "intra_T", "ikd_means"}
+# What the name of a run's folder tells; runs that differ in other settings need folders of their own.
+IN_THE_NAME = {*FLAGS, "avg", "intra_T", "imbalance", "label_noise", "data_seed"}
 TEACHER_TRIAL = "0"
 
 
@@ -35,10 +41,10 @@ TEACHER_TRIAL = "0"
 class Job:
     """One run: a command line of an entry script.
 
-    name: of the run's folder; argv: after 'python'; epochs: of all its phases; settings: the parsed options
+    name: of the run, unique in the table; argv: after 'python'; epochs: of all its phases; settings: the parsed options
     needs: the name of the job that makes its teacher
-    pair, method, variant, trial: its place in the table, empty for a teacher; variant: IKD's settings where the table
-        has several, as 'avg 3, intra_T 1'
+    pairs, method, variant, trial: its places in the table, empty for a teacher; a run on the labels alone stands for
+        every pair of its student. variant: the settings of a grid, as 'avg 3, intra_T 1'
     remarks: what of it is not published
     """
 
@@ -48,7 +54,7 @@ class Job:
     epochs: int
     settings: dict = field(compare=False, repr=False)
     needs: str | None = None
-    pair: str = ""
+    pairs: tuple[str, ...] = ()
     method: str = ""
     variant: str = ""
     trial: str = ""
@@ -60,13 +66,18 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return os.path.exists(os.path.join(self.folder, "result.json"))
+        """Whether it has a result; a damaged one is none."""
+        try:
+            return read_result(self.folder, bool(self.pairs)) is not None
+        except UsageError:
+            return False
 
     @property
     def title(self) -> str:
-        variant = f" ({self.variant})" if self.variant else ""
-        return (f"{self.pair} {self.method}{variant} trial {self.trial}" if self.pair
-                else f"teacher {self.settings['model']}")
+        if not self.pairs:
+            return f"teacher {self.settings['model']}"
+        what = self.pairs[0] if len(self.pairs) == 1 else self.pairs[0].split("->")[1]
+        return f"{what} {self.method}{f' ({self.variant})' if self.variant else ''} trial {self.trial}"
 
 
 @dataclass(frozen=True)
@@ -84,19 +95,23 @@ class Table:
     """title: what it is, and what it is not; jobs: teachers first, in the order in which they should be run."""
 
     title: str
+    pairs: tuple[str, ...]
     jobs: tuple[Job, ...]
     teachers: tuple[Teacher, ...]
+    save_dir: str
 
     @property
     def students(self) -> list[Job]:
-        return [job for job in self.jobs if job.pair]
+        return [job for job in self.jobs if job.pairs]
 
     def record(self) -> dict:
         """What report.py needs to know of runs that are not there yet, as plain data."""
-        keys = ("name", "pair", "method", "variant", "trial", "command")
+        keys = ("name", "method", "variant", "trial", "command")
         return {"title": self.title,
-                "teachers": [job.command for job in self.jobs if not job.pair],
-                "runs": [{key: getattr(job, key) for key in keys} for job in self.students]}
+                "teachers": [job.command for job in self.jobs if not job.pairs],
+                "runs": [{"pair": pair, "folder": os.path.relpath(job.folder, self.save_dir),
+                          **{key: getattr(job, key) for key in keys}}
+                         for pair in self.pairs for job in self.students if pair in job.pairs]}
 
 
 def plan(o: Namespace) -> Table:
@@ -105,93 +120,35 @@ def plan(o: Namespace) -> Table:
     Raises UsageError for whatever no run could be made of.
     """
     named = published.TABLES.get(o.table, {})
-    pairs, methods = o.pairs or named.get("pairs"), o.methods or named.get("methods")
-    if not pairs or not methods:
+    asked, methods = o.pairs or named.get("pairs"), o.methods or named.get("methods")
+    if not asked or not methods:
         raise UsageError(f"say which table: --table {'|'.join(published.TABLES)}, or --pairs and --methods "
                          "(such as --pairs resnet56:resnet20 --methods ce,kd,dkd+IKD)")
-    avgs, temperatures = o.avg or named.get("avg", []), o.intra_T or named.get("intra_T", [])
-    teachers = {model: _teacher(model, o) for model in dict.fromkeys(pair.split("->")[0] for pair in pairs)}
-    jobs = [teacher.job for teacher in teachers.values() if teacher.job]
+    grid = o.grid or {name: list(map(str, values)) for name, values in named.get("grid", {}).items()}
+    found = {text: _teacher(text, o) for text in dict.fromkeys(pair.split("->")[0] for pair in asked)}
+    teachers = {teacher.model: teacher for teacher in found.values()}
+    pairs = tuple(f"{found[text].model}->{student}" for text, student in (pair.split("->") for pair in asked))
+    jobs: dict[Any, Job] = {teacher.job.name: teacher.job for teacher in teachers.values() if teacher.job}
+    unread = set(grid)
+    if twice := [name for name in grid if _flags({name: "on"})[0] in o.flags]:
+        raise UsageError(f"--flags and --grid both set {', '.join(twice)}: leave it out of --flags")
     # Trial by trial: a table that is stopped early has one of everything.
-    for trial in o.trials:
-        for pair in pairs:
-            for spec in methods:
-                if spec not in named.get("without", {}).get(pair, []):
-                    losses = weights(spec, pair, avgs, temperatures)
-                    for flags in losses:
-                        jobs.append(_student(teachers[pair.split("->")[0]], pair, spec, flags, trial, o))
-                        if len(losses) > 1:
-                            variant = f"avg {flags['--avg']:g}, intra_T {flags['--intra_T']:g}"
-                            jobs[-1] = replace(jobs[-1], variant=variant)
-    table = Table(_title(named.get("title", "Table"), o), tuple(jobs), tuple(teachers.values()))
+    for trial, pair, spec in itertools.product(o.trials, pairs, methods):
+        if spec in named.get("without", {}).get(pair, []):
+            continue
+        read, students = _students(teachers[pair.split("->")[0]], pair, spec, grid, trial, o)
+        unread -= read
+        for job in students:
+            # The labels alone do not depend on the teacher: one run serves all pairs of a student.
+            key = ("ce", pair.split("->")[1], job.variant, trial) if job.method == "ce" else job.name
+            jobs[key] = replace(jobs[key], pairs=(*jobs[key].pairs, pair)) if key in jobs else job
+    if unread:
+        raise UsageError(f"--grid: no method of this table reads {', '.join(sorted(unread))}: leave it out, or give "
+                         "other --methods")
+    table = Table(_title(named.get("title", "Table"), o), pairs, tuple(jobs.values()), tuple(teachers.values()),
+                  o.save_dir)
     _refuse_other_settings(table)
     return table
-
-
-def weights(spec: str, pair: str, avgs: list[float], temperatures: list[float]) -> list[dict]:
-    """'dkd+IKD' -> its flags for this pair; with IKD, one dict for each of avgs x temperatures (empty: IKD's own).
-
-    spec: METHOD, or ce for cross-entropy alone; then +KD for the KD loss that methods on features can add, and +IKD
-    Raises UsageError.
-    """
-    base, *added = spec.split("+")
-    distill = published.WEIGHTS.get(base, {}).get("distill", base)
-    if distill not in METHODS or added != [part for part in ("KD", "IKD") if part in added]:
-        raise UsageError(f"'{spec}' is not a method: give ce or one of {', '.join(METHODS)}, and after it "
-                         "+KD, +IKD or +KD+IKD if wanted")
-    flags, method = preset(base, pair)[0], METHODS[distill]
-    if "KD" in added:
-        if base != distill or not method.alpha_adds_kd or method.alpha is None:
-            able = [name for name, m in METHODS.items() if m.alpha_adds_kd and m.alpha is not None]
-            raise UsageError(f"'{spec}': KD can be added to {', '.join(able)}")
-        flags = flags | published.ADDED_KD["flags"]
-    if "IKD" not in added:
-        return [flags]
-    own = published.IKD["flags"]
-    return [flags | {"--avg": avg, "--intra_T": T} for avg in avgs or [own["--avg"]]
-            for T in temperatures or [own["--intra_T"]]]
-
-
-def preset(base: str, pair: str) -> tuple[dict, list[str]]:
-    """The flags of a method for a pair, and in words what of them is not published.
-
-    base: ce or a method; what published.json does not name has its class's defaults
-    """
-    known = published.WEIGHTS.get(base)
-    if known is None:
-        method = METHODS[base]
-        flags = {"--distill": base, "-r": 1}
-        flags |= {"-a": 0} if method.alpha_adds_kd and method.alpha is not None else {}
-        flags |= {} if method.beta is None else {"-b": method.beta}
-        return flags, [] if method.beta_published else [f"no weight of {base} is published"]
-    flags = {"--distill": known.get("distill", base), **known["flags"], **known.get("pairs", {}).get(pair, {})}
-    elsewhere = "pairs" in known and pair not in known["pairs"]
-    return flags, [f"{base}'s weights are published for other pairs: its defaults are used"] if elsewhere else []
-
-
-def remarks(settings: dict, pair: str) -> list[str]:
-    """What of a run's weights is not the published choice, in words, from its settings; [] off CIFAR-100, where
-    nothing is published at all."""
-    name, distill = label(settings), settings["distill"]
-    base = name.split("+")[0]
-    if settings["dataset"] != published.DATASET or distill not in METHODS:
-        return []
-    flags, said = preset(base, pair)
-    if "+KD" in name:
-        flags = flags | published.ADDED_KD["flags"]
-        if base not in published.ADDED_KD["methods"]:
-            said.append("the weight of the added KD is not published for this method")
-    held = {"-r": settings["gamma"], "-a": settings["alpha"], "-b": settings["beta"], "--kd_T": settings.get("kd_T")}
-    other = [f"{key.lstrip('-')} {held[key]:g} instead of {value:g}" for key, value in flags.items()
-             if key in held and held[key] is not None and held[key] != value]
-    if other:
-        said.append("not the preset: " + ", ".join(other))
-    if settings.get("avg"):
-        asked, own = {"--avg": settings["avg"], "--intra_T": settings["intra_T"]}, published.IKD
-        if asked != own["flags"] or [pair, base] not in own["published"]:
-            said.append(f"IKD's avg {settings['avg']:g} and intra_T {settings['intra_T']:g} are not published for "
-                        f"{base} on this pair")
-    return said
 
 
 def schedule(epochs: int, warmup: bool, stage: bool) -> list[str]:
@@ -212,27 +169,69 @@ def schedule(epochs: int, warmup: bool, stage: bool) -> list[str]:
     return flags + (["--init_epochs", str(max(1, scaled(usual.init_epochs)))] if stage else [])
 
 
+@lru_cache(maxsize=1)
 def default_recipe() -> Namespace:
     """The options of a student's run that nothing was asked of: 240 epochs and so on."""
     return cli.student_options(["--path_t", "-"])
 
 
-def _student(teacher, pair, spec, flags, trial, o):
-    epochs, method = o.epochs or default_recipe().epochs, METHODS[flags["--distill"]]
-    argv = ["--path_t", teacher.path, "--model_s", pair.split("->")[1], *(str(x) for kv in flags.items() for x in kv),
-            "--trial", trial, *schedule(epochs, True, has_stage(method)), *_common(o)]
-    cache = {"--teacher_cache": "auto", "--cache_dir": os.path.join(o.save_dir, "teacher_cache")}
-    argv += [x for flag, value in cache.items() if flag not in o.flags for x in (flag, value)] + o.flags
-    options = cli.student_options(argv)
-    stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
-    name = student_folder(options, teacher.model)
-    return Job(name, os.path.join(o.save_dir, "student_model", name), (_script("train_student.py"), *argv),
-               options.epochs + stage, vars(options), needs=teacher.job.name if teacher.job else None, pair=pair,
-               method=spec, trial=trial, remarks=tuple(remarks(vars(options), pair)))
+def _students(teacher, pair, spec, grid, trial, o):
+    """Which names of the grid this method reads, and its runs: one for each combination of their values."""
+    given, cache = weights(spec, pair), os.path.join(o.save_dir, "teacher_cache")
+    method = METHODS[given["distill"]]
+
+    def argv(options, save_dir=o.save_dir):
+        usual = {"--teacher_cache": "auto", "--cache_dir": cache}
+        return ["--path_t", teacher.path, "--model_s", pair.split("->")[1], *_flags(options), "--trial", trial,
+                *schedule(o.epochs or default_recipe().epochs, True, has_stage(method)), *_common(o, save_dir),
+                *(x for flag, value in usual.items() if flag not in o.flags for x in (flag, value)), *o.flags]
+
+    foreign = {flag.name[2:] for other in METHODS.values() for flag in flags_of(other)} - {
+        flag.name[2:] for flag in flags_of(method)} | (set() if "+IKD" in spec else OF_IKD)
+    names = [name for name in grid if name not in foreign]
+    plain, read, jobs = cli.student_options(argv(given)), set(), {}
+    for values in itertools.product(*(grid[name] for name in names)):
+        chosen = dict(zip(names, values, strict=True))
+        settings = vars(cli.student_options(argv(given | chosen)) if chosen else plain)
+        # The device is not known yet, so that its own flags count.
+        silent = without_effect(settings) - {"cache_dtype", "tf32", "deterministic"}
+        acting = {name: value for name, value in chosen.items() if name not in silent}
+        read |= set(acting)
+        # What a folder's name does not tell stands above it, unless it is what the run has anyway.
+        apart = [f"{name}:{value}" for name, value in acting.items()
+                 if name not in IN_THE_NAME and settings[name] != vars(plain)[name]]
+        save_dir = os.path.join(o.save_dir, "grid", ",".join(apart).replace("/", "_")) if apart else o.save_dir
+        own = argv(given | acting, save_dir)
+        options = cli.student_options(own) if acting else plain
+        folder = student_folder(options, teacher.model)
+        stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
+        variant = ", ".join(f"{FLAGS.get(name, name).lstrip('-')} {value}" for name, value in acting.items()
+                            if len(grid[name]) > 1)
+        # Values without effect in this run make the same run again.
+        jobs[tuple(acting.items())] = Job(
+            ",".join([*apart, folder]).replace("/", "_"), os.path.join(save_dir, "student_model", folder),
+            (_script("train_student.py"), *own), options.epochs + stage, vars(options),
+            needs=teacher.job.name if teacher.job else None, pairs=(pair,), method=label(vars(options)),
+            variant=variant, trial=trial, remarks=tuple(remarks(vars(options), pair)))
+    return read, list(jobs.values())
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The command line of these options: numbers as short as they are, 'on' and 'off' for flags without a value."""
+    argv, bare = [], vars(default_recipe())
+    for name, value in options.items():
+        flag = FLAGS.get(name, f"--{name}")
+        if isinstance(bare.get(name), bool):
+            argv += [flag] if value == "on" else []
+        else:
+            argv += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return argv
 
 
 def _teacher(model, o):
-    """Where the teacher comes from: the word or path that `--teachers` has for it."""
+    """Where the teacher comes from: a pair's own file, else the word or path that `--teachers` has for it."""
+    if model not in model_dict:
+        return Teacher(load_model(model)[0].name, model)
     named = dict(text.split("=", 1) for text in o.teachers if "=" in text)
     general = [text for text in o.teachers if "=" not in text]
     source = named.get(model) or (general[-1] if general else None)
@@ -248,7 +247,7 @@ def _teacher(model, o):
         return Teacher(model, path, to_fetch=not os.path.exists(path))
     if source == "train":
         epochs = o.teacher_epochs or o.epochs or default_recipe().epochs
-        argv = ["--model", model, "--trial", TEACHER_TRIAL, *schedule(epochs, False, False), *_common(o),
+        argv = ["--model", model, "--trial", TEACHER_TRIAL, *schedule(epochs, False, False), *_common(o, o.save_dir),
                 *o.teacher_flags]
         options = cli.teacher_options(argv)
         folder = os.path.join(o.save_dir, "models", teacher_folder(options))
@@ -258,8 +257,8 @@ def _teacher(model, o):
     return Teacher(model, _checkpoint_in(source, model) if os.path.isdir(source) else _checked(source, model))
 
 
-def _common(o):
-    return ["--dataset", o.dataset, "--data_dir", o.data_dir, "--save_dir", o.save_dir]
+def _common(o, save_dir):
+    return ["--dataset", o.dataset, "--data_dir", o.data_dir, "--save_dir", save_dir]
 
 
 def _script(name):
@@ -299,16 +298,13 @@ def _title(title, o):
 
 
 def _refuse_other_settings(table):
-    """A folder's name does not tell every setting: a run of others in the place of one of ours is told now."""
+    """A folder's name does not tell every setting: a run of others in the place of one of ours is refused now."""
     for job in table.jobs:
-        path = os.path.join(job.folder, "args.json")
-        if not os.path.exists(path):
+        try:
+            record = read_run(job.folder)
+        except UsageError:  # the run itself will say what is damaged, and stops no other
             continue
-        with open(path) as file:
-            try:
-                held = json.load(file)["settings"]
-            except (ValueError, KeyError):
-                raise UsageError(f"{path} is damaged: remove its folder, or give another --save_dir") from None
+        held = record.settings if record else {}
         differ = [f"--{key} {held[key]} there, {value} now" for key, value in job.settings.items()
                   if key in held and key not in RESUME_IGNORED_OPTIONS | RESOLVED and held[key] != value]
         if differ:
@@ -317,19 +313,36 @@ def _refuse_other_settings(table):
 
 
 def pair_of(text: str) -> str:
-    """'resnet56:resnet20' -> 'resnet56->resnet20': a type of argparse."""
-    networks = text.replace("->", ":").split(":")
-    if len(networks) != 2 or any(network not in model_dict for network in networks):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a pair such as resnet56:resnet20; the networks are "
-                                         f"{', '.join(model_dict)}")
-    return "->".join(networks)
+    """'resnet56:resnet20' or 'FILE:resnet20' -> 'resnet56->resnet20': a type of argparse."""
+    teacher, _, student = text.replace("->", ":").rpartition(":")
+    if student not in model_dict or not (teacher in model_dict or teacher.endswith((".pth", ".pt"))):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a pair such as resnet56:resnet20 or FILE.pth:resnet20; the "
+                                         f"networks are {', '.join(model_dict)}")
+    return f"{teacher}->{student}"
+
+
+def grid_of(text: str) -> dict[str, list[str]]:
+    """'avg=0.5,1 kd_T=2,4' -> {'avg': ['0.5', '1'], 'kd_T': ['2', '4']}: a type of argparse.
+
+    Values that hold commas are separated by semicolons: 'lr_decay_epochs=150,180;100,200'.
+    """
+    grid: dict[str, list[str]] = {}
+    short = {flag[1:]: name for name, flag in FLAGS.items()}
+    for part in shlex.split(text):
+        name, equals, values = part.lstrip("-").partition("=")
+        name = short.get(name, name)
+        found = [value for value in values.split(";" if ";" in values else ",") if value]
+        if not equals or not found or name in grid:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a grid such as \"avg=0.5,1,2 intra_T=1,4 kd_T=2,4\"")
+        if f"--{name}" in RESERVED:
+            raise argparse.ArgumentTypeError(f"{name} is set by the table: use {RESERVED[f'--{name}']}")
+        grid[name] = list(dict.fromkeys(found))
+    return grid
 
 
 def reserved(flags: list[str], own: str) -> None:
     """Raises UsageError where passed-through flags say what the table itself says."""
     for flag in flags:
         name = flag.split("=")[0] if flag.startswith("--") else flag[:2]
-        if name in RESERVED:
-            raise UsageError(f"{own} cannot hold {name}, which the table sets: use {RESERVED[name]}")
-
-
+        if name in RESERVED_IN_FLAGS:
+            raise UsageError(f"{own} cannot hold {name}, which the table sets: use {RESERVED_IN_FLAGS[name]}")

@@ -1,49 +1,63 @@
 """Curves of test accuracy over epochs, with bands over trials (matplotlib, one of the extras)."""
+import importlib.util
 import io
 import statistics
 
 from scripts.tables.aggregate import Row, name_in
 
+# Okabe and Ito's colours, which differ for every kind of colour vision; without black and yellow, which one of the
+# page's two themes hides.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+# Stands for the page's text colour in what matplotlib draws.
+TEXT = "#010203"
+
 
 def available() -> bool:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def accuracy_curves(pair: str, rows: list[Row]) -> str:
-    """An SVG: of each row the mean test accuracy by epoch, and a band of one standard deviation over its trials."""
+    """An SVG element: of each row the mean test accuracy by epoch, and a band of one standard deviation over its
+    trials. Texts and axes have the colour of the text around it."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.records]
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    colors = matplotlib.colormaps["tab10" if len(rows) <= 10 else "tab20"].colors
-    for i, row in enumerate(rows):
-        curves = [record.curve("test_top1") for record in row.records]
-        length = min(map(len, curves))
-        epochs, by_epoch = range(1, length + 1), list(zip(*(curve[:length] for curve in curves), strict=True))
-        means = [statistics.fmean(values) for values in by_epoch]
-        style = "-" if i < 10 or len(rows) <= 10 else "--"
-        axes.plot(epochs, means, style, color=colors[i % len(colors)], linewidth=1.4,
-                  marker="." if length < 30 else None, label=f"{name_in(row, rows)} ({len(curves)})")
-        if len(curves) > 1:
-            spread = [statistics.stdev(values) for values in by_epoch]
-            axes.fill_between(epochs, [m - s for m, s in zip(means, spread, strict=True)],
-                              [m + s for m, s in zip(means, spread, strict=True)],
-                              color=colors[i % len(colors)], alpha=0.15, linewidth=0)
-    teachers = {top1 for row in rows for top1 in row.teacher_top1}
-    if len(teachers) == 1:
-        axes.axhline(*teachers, color="0.4", linewidth=0.9, linestyle=":", label="teacher")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", ylabel="test accuracy, %", title=pair.replace("->", " → "))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title="method (trials)", title_fontsize=8)
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": pair, "svg.fonttype": "path"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+    style = {"svg.hashsalt": pair, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
+             **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)}
+    with matplotlib.rc_context(style):
+        lines = 1 + (len(rows) + 1) // 3
+        figure = Figure(figsize=(7.2, 3.6 + 0.2 * lines), layout="constrained")
+        axes = figure.add_subplot()
+        for i, row in enumerate(rows):
+            _curve(axes, row, name_in(row, rows), COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+                   if len(rows) > len(COLOURS) else DASHES[i % len(DASHES)])
+        teachers = {record.result["teacher_top1"] for row in rows if row.method != "ce" for record in row.records}
+        if len(teachers) == 1:
+            axes.axhline(*teachers, color=TEXT, linewidth=0.9, linestyle=(0, (1, 3)), label="teacher")
+        # The first fifth of a long schedule climbs from far below where the rows differ.
+        starts = [row.records[0].curve("test_top1") for row in rows]
+        if min(map(len, starts)) >= 30:
+            axes.set_ylim(bottom=min(curve[len(curve) // 5] for curve in starts))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="epoch", ylabel="test accuracy, %")
+        axes.grid(alpha=0.2, color=TEXT)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    return svg[svg.index("<svg"):].replace(TEXT, "currentColor")
+
+
+def _curve(axes, row, name, colour, dashes):
+    curves = [record.curve("test_top1") for record in row.records]
+    length = min(map(len, curves))
+    epochs, by_epoch = range(1, length + 1), list(zip(*(curve[:length] for curve in curves), strict=True))
+    means = [statistics.fmean(values) for values in by_epoch]
+    axes.plot(epochs, means, color=colour, linestyle=dashes, linewidth=1.5, marker="." if length < 30 else None,
+              label=f"{name}, {len(curves)} trial{'s' * (len(curves) != 1)}")
+    if len(curves) > 1:
+        spread = [statistics.stdev(values) for values in by_epoch]
+        axes.fill_between(epochs, [m - s for m, s in zip(means, spread, strict=True)],
+                          [m + s for m, s in zip(means, spread, strict=True)], color=colour, alpha=0.15, linewidth=0)

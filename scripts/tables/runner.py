@@ -1,46 +1,46 @@
 """Running the jobs of a table: which is next, which has failed, how far they are, and how they are stopped."""
-import ctypes
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from helper.util.errors import Interrupted
-from helper.util.progress import clock
+from helper.record.records import read_result
+from helper.util import children
+from helper.util.errors import Interrupted, printable
+from helper.util.files import write_bytes
+from helper.util.progress import clock, progress
 from scripts.tables.plan import Job
 
 
 class Logs:
-    """What runs print, a file each, and beside it a line for a run that failed."""
+    """What runs print, a file each in SAVE_DIR/logs, and beside it a line for a run that failed."""
 
     def __init__(self, save_dir: str):
         self.folder = Path(save_dir) / "logs"
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, job: Job) -> Path:
         return self.folder / f"{job.name}.log"
 
-    def _mark(self, job):
-        return self.folder / f"{job.name}.failed"
-
-    def failed(self, job: Job) -> bool:
-        """Whether it failed when it was last tried."""
-        return self._mark(job).exists()
+    def failed(self, name: str) -> str | None:
+        """Why the run failed when it was last tried; None where it did not."""
+        mark = self.folder / f"{name}.failed"
+        return printable(mark.read_text(encoding="utf-8", errors="replace")) if mark.exists() else None
 
     def mark(self, job: Job, reason: str | None) -> None:
-        """Remember that it failed, or with None that it did not."""
-        self._mark(job).unlink(missing_ok=True)
+        """Remember why it failed, or with None that it did not."""
+        mark = self.folder / f"{job.name}.failed"
         if reason is not None:
-            self._mark(job).write_text(reason + "\n")
+            write_bytes(str(mark), (reason + "\n").encode(errors="backslashreplace"))
+        else:
+            mark.unlink(missing_ok=True)
 
     def reason(self, job: Job, code: int | None) -> str:
         """Why it failed: its own line of error, else its last one."""
-        text = self.path(job).read_text(errors="replace") if self.path(job).exists() else ""
+        text = self.path(job).read_text(encoding="utf-8", errors="replace") if self.path(job).exists() else ""
         lines = [line.strip() for line in text.split("\n$ ")[-1].splitlines()[1:] if line.strip()]
         own = [line for line in lines if line.startswith("error: ")]
         if own:
@@ -90,9 +90,9 @@ class Local:
                 log.write(f"\n$ {job.command}\n".encode())
                 log.flush()
                 # In a session of its own: Ctrl-C at the terminal reaches this process alone, which passes it on once.
-                process = subprocess.Popen([sys.executable, *job.argv], stdin=subprocess.DEVNULL, stdout=log,
-                                           stderr=subprocess.STDOUT, start_new_session=True,
-                                           preexec_fn=_end_with_parent, env=os.environ | self.slots[slot])
+                process = children.start([sys.executable, *job.argv], stdin=subprocess.DEVNULL, stdout=log,
+                                         stderr=subprocess.STDOUT, start_new_session=True,
+                                         env=os.environ | self.slots[slot])
             self.running[slot] = job, process
 
     def ended(self) -> list[tuple[Job, int]]:
@@ -114,14 +114,8 @@ class Local:
         return f"{len(processes)} running {'run has' if len(processes) == 1 else 'runs have'} been stopped"
 
 
-def _end_with_parent():
-    """In the child, on Linux: SIGTERM (it saves and ends) when the parent is killed with no chance to say so."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def slots(per_device: int | None, jobs: list[Job], gpus: list[str]) -> list[dict[str, str]]:
-    """An environment for each run that is to go on at a time.
+    """An environment for each run that is to run at a time.
 
     per_device: runs at a time on a GPU, or on the processor where there is none; None: one a GPU, one a core
     gpus: what CUDA_VISIBLE_DEVICES calls them; empty for the processor
@@ -162,6 +156,7 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
             display.ended(job, failed.get(job.name))
         for job in [job for job in waiting if job.needs in failed]:
             failed[job.name] = "its teacher failed"
+            logs.mark(job, failed[job.name])
             display.ended(job, failed[job.name])
         # Done: by another process that works on the same table.
         waiting = [job for job in waiting if job.name not in failed and not job.done]
@@ -175,7 +170,6 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
             backend.start(ready)
             running += ready
             waiting = [job for job in waiting if job not in ready]
-            display.started(ready)
         display.show(running, waiting, failed, backend)
         time.sleep(backend.PATIENCE)
     display.close()
@@ -204,79 +198,45 @@ def progress_of(job: Job) -> tuple[int, float | None]:
 
 
 class Display:
-    """How far a table is. On a terminal a block of lines that is drawn anew; elsewhere a line for each run that
-    ends, and now and then one for all."""
+    """How far a table is: a bar over the epochs of all its runs, and a line for each run that ends."""
 
-    PAUSE_LIVE, PAUSE = 0.5, 30
+    PAUSE = 0.5
 
     def __init__(self, jobs: list[Job]):
-        self.jobs, self.live = jobs, sys.stdout.isatty()
-        self.drawn, self.shown = 0, 0.0
-        self.begun: dict[str, tuple[float, int]] = {}
-        self.speeds: dict[str, tuple[str, float]] = {}  # by name: pair, seconds an epoch
+        self.jobs, self.shown = jobs, 0.0
         self.done = {job.name for job in jobs if job.done}
+        self.epochs = {job.name: job.epochs if job.name in self.done else progress_of(job)[0] for job in jobs}
+        self.bar = progress("epochs", sum(job.epochs for job in jobs), sum(self.epochs.values()))
 
     def say(self, text: str) -> None:
-        self._erase()
-        print(text, flush=True)
-
-    def started(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            self.begun[job.name] = time.monotonic(), progress_of(job)[0]
+        print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
 
     def ended(self, job: Job, reason: str | None) -> None:
         if reason is not None:
             return self.say(f"failed  {job.title}: {reason}")
         self.done.add(job.name)
-        result = json.loads(Path(job.folder, "result.json").read_text())
+        self.epochs[job.name] = job.epochs
+        result = read_result(job.folder, bool(job.pairs))
         self.say(f"{len(self.done):>{len(str(len(self.jobs)))}}/{len(self.jobs)}  {job.title}: last "
                  f"{result['last']['top1']:.2f}, best {result['best']['top1']:.2f}; {clock(result['seconds'])}")
 
     def show(self, running, waiting, failed, backend) -> None:
-        now = time.monotonic()
-        if now - self.shown < (self.PAUSE_LIVE if self.live else self.PAUSE):
+        if time.monotonic() - self.shown < self.PAUSE:
             return
-        first, self.shown = not self.shown, now
-        progress = {job.name: progress_of(job) for job in running}
+        self.shown, states = time.monotonic(), []
         for job in running:
-            begun, before = self.begun[job.name]
-            if progress[job.name][0] > before and backend.state(job) == "running":
-                self.speeds[job.name] = job.pair, (now - begun) / (progress[job.name][0] - before)
-        head = (f"{len(self.done)} done, {len(running)} running, {len(waiting)} left"
-                + (f", {len(failed)} failed" if failed else "") + f"; {len(self.jobs)} in all"
-                + self._left(progress, waiting))
-        rows = [f"{job.title}: {backend.state(job)}, epoch {epoch}/{job.epochs}"
-                + (f", test {top1:.2f}" if top1 is not None else "")
-                for job, (epoch, top1) in ((job, progress[job.name]) for job in running)]
-        if not self.live:
-            if not first:
-                print("; ".join([head, *rows]), flush=True)
-            return
-        self._erase()
-        columns, height = shutil.get_terminal_size()
-        rows = rows[: max(1, height - 3)]
-        print("\n".join(line[: columns - 1] for line in [head, *(f"  {row}" for row in rows)]), flush=True)
-        self.drawn = 1 + len(rows)
+            epoch, top1 = progress_of(job)
+            self.epochs[job.name] = epoch
+            states.append(f"{job.title}: {backend.state(job)}, epoch {epoch}/{job.epochs}"
+                          + (f", test {top1:.2f}" if top1 is not None else ""))
+        counts = f"{len(self.done)} done, {len(running)} running, {len(waiting)} left" + (
+            f", {len(failed)} failed" if failed else "")
+        # What failed is not trained any more.
+        self.bar.total = sum(self.epochs[job.name] if job.name in failed else job.epochs for job in self.jobs)
+        self.bar.set_postfix_str("; ".join([counts, *states[:3]]), refresh=False)
+        self.bar.update(sum(self.epochs.values()) - self.bar.n)
+        if sys.stdout.isatty():  # also where no epoch has ended: the time moves
+            self.bar.refresh()
 
     def close(self) -> None:
-        self._erase()
-
-    def _erase(self):
-        if self.drawn:
-            print(f"\033[{self.drawn}A\033[J", end="", flush=True)
-            self.drawn = 0
-
-    def _left(self, progress, waiting):
-        """Epochs still to train, at the speed of their pair, or of any; over the runs that go on at a time."""
-        if not self.speeds:
-            return ""
-        speeds = [speed for _, speed in self.speeds.values()]
-
-        def cost(job, epochs):
-            same = [speed for pair, speed in self.speeds.values() if pair == job.pair] or speeds
-            return max(job.epochs - epochs, 0) * sum(same) / len(same)
-
-        by_name = {job.name: job for job in self.jobs}
-        seconds = [cost(by_name[name], epochs) for name, (epochs, _) in progress.items()]
-        total = sum(seconds) + sum(cost(job, progress_of(job)[0]) for job in waiting)
-        return f", {clock(max([total / max(len(progress), 1), *seconds]))} left"
+        self.bar.close()

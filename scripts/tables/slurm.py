@@ -19,7 +19,7 @@ class Slurm:
     """Runs jobs as Slurm's job arrays. They outlive this process: the ids are kept in a file, and found again.
 
     A job that is preempted, or requeued for another reason, is brought back by Slurm, one whose time is up by
-    submitit; its run goes on from its last saved epoch. Accounts, qualities of service and the like are taken by
+    submitit; its run resumes from its last saved epoch. Accounts, qualities of service and the like are taken by
     sbatch from its environment (SBATCH_ACCOUNT, SBATCH_QOS, ...).
 
     partition, minutes, gpus, cpus: of each job

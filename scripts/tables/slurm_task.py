@@ -6,9 +6,11 @@ import subprocess
 
 from submitit.core.utils import DelayedSubmission
 
+from helper.util import children
+
 
 class SlurmTask:
-    """One run, as submitit wants it: called to go on with it, asked to checkpoint before the time is up.
+    """One run, as submitit wants it: called to run or resume it, asked to checkpoint before the time is up.
 
     The run resumes by itself, so every attempt is the same command. Slurm's signals reach the run directly, being
     sent to all of a job's processes: SIGTERM (preemption, requeue, scancel) makes it save and end. The signal that
@@ -24,9 +26,8 @@ class SlurmTask:
         with open(self.log, "ab") as log:
             log.write(f"\n$ {shlex.join(['python', *self.argv[1:]])}\n".encode())
             log.flush()
-            self.process = subprocess.Popen(self.argv, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, env=os.environ | self.environment,
-                                            preexec_fn=_ignore_warning)
+            self.process = children.start(self.argv, _ignore_warning, cwd=self.folder, stdin=subprocess.DEVNULL,
+                                          stdout=log, stderr=subprocess.STDOUT, env=os.environ | self.environment)
         code = self.process.wait()
         if code:
             raise RuntimeError(f"exit code {code}, see {self.log}")

@@ -1,7 +1,5 @@
 """Every method as a term of a run's loss: its weight, its parts, its state, its first stage, its refusals."""
 import math
-from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
@@ -222,15 +220,6 @@ def test_an_objective_of_no_weight_is_refused():
     setup = setup_of(*networks())
     with pytest.raises(ValueError, match="every weight is 0"):
         student_objective(METHODS["kd"](setup, chosen), setup, chosen)
-
-
-def test_the_table_of_the_docs_is_current():
-    namespace = Namespace()
-    source = (scripts.ROOT / "scripts" / "methods_table.py").read_text()
-    vars(namespace)["__file__"] = str(scripts.ROOT / "scripts" / "methods_table.py")
-    exec(compile(source, "methods_table.py", "exec"), vars(namespace))
-    text = Path(namespace.PAGE).read_text()
-    assert namespace.page(text) == text, "run python scripts/methods_table.py"
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].reads != {"logits"}])

@@ -3,9 +3,8 @@ import pytest
 import torch
 
 from helper.cli import student_options, teacher_options
-from helper.record import recipes
+from helper.record import published, recipes
 from models import build
-from scripts.recipes_table import PAGE, page
 
 IMAGENET = ["--recipe", "imagenet", "--path_t", "torchvision:resnet34", "--model_s", "torchvision:resnet18"]
 
@@ -61,17 +60,23 @@ def test_what_is_not_published_is_left_and_said():
 
 
 def test_every_value_has_a_source_and_is_an_option():
-    settings = [setting for schedule in recipes.SCHEDULES.values() for setting in schedule]
-    assert {row.source for row in (*settings, *recipes.WEIGHTS)} == set(recipes.SOURCES)
     options = vars(teacher_options([]))
-    assert all(setting.option in options for setting in settings)
-    for row in recipes.WEIGHTS:
-        path, student = row.pair or ("t", "resnet8")
-        given = recipes.weights(row.recipe, row.method, path, student) if ":" in path or not row.pair else row.values
-        assert given == row.values
-        assert set(row.values) <= set(vars(student_options(["--path_t", "t", "--distill", row.method])))
+    for settings in recipes.SCHEDULES.values():
+        assert settings["source"] in published.SOURCES and set(settings) - {"source"} <= set(options)
+    for recipe, known in published.WEIGHTS.items():
+        for name, row in known.items():
+            read = vars(student_options(["--path_t", "t", "--distill", row.get("distill", name)]))
+            assert row["source"] in published.SOURCES
+            for pair in row.get("pairs", {"any->any": {}}):
+                values = published.weights(recipe, name, pair)
+                assert values.keys() <= read.keys()
+                teacher, student = pair.split("->")
+                if ":" in teacher:
+                    assert recipes.weights(recipe, name, teacher, student) == values
 
 
-def test_the_page_shows_the_recipes_as_they_are():
-    text = PAGE.read_text()
-    assert page(text) == text
+def test_weights_of_a_row_with_pairs_hold_for_these_alone():
+    assert published.weights("cifar100", "dkd", "resnet56->resnet20")["beta"] == 2.0
+    assert published.weights("cifar100", "dkd", "resnet8->resnet20") is None
+    assert published.weights("cifar100", "kd", None) == {"gamma": 0.1, "alpha": 0.9, "kd_T": 4.0}
+    assert published.weights("cifar100", "hint", None) is None

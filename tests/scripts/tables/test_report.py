@@ -2,7 +2,9 @@
 import csv
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -15,32 +17,11 @@ from helper.record.naming import student_folder
 from helper.record.records import label, read_records
 from scripts.tables.aggregate import RESAMPLES, SEED, bootstrap, rows_of, table
 from scripts.tables.hparams import write_hparams
-from scripts.tables.report import FILES, latex, write_report
+from scripts.tables.report import FILES, write_report
 from tests.support import scripts
+from tests.support.runs import write_run
 
 PAIR = "resnet56->resnet20"
-
-
-def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finished=True, **settings):
-    """A run's folder: what train_student.py with these flags would leave, with these test accuracies by epoch."""
-    options = student_options(["--path_t", f"save/models/{teacher}_vanilla/ckpt_epoch_240.pth", "--model_s", "resnet20",
-                               "--epochs", str(len(tops)), *flags.split()])
-    held = vars(options) | {"device": "cpu", "teacher_source": "live"} | settings
-    folder = save / "student_model" / student_folder(options, teacher)
-    folder.mkdir(parents=True)
-    best = max(range(len(tops)), key=lambda i: tops[i])
-    (folder / "args.json").write_text(json.dumps({
-        "settings": held, "facts": {}, "command": f"python train_student.py {flags}", "commit": "0" * 40,
-        "versions": {"python": "3.11", "torch": "2.11.0"}, "started": "2026-01-01T00:00:00+0000"}))
-    (folder / "log.jsonl").write_text("".join(
-        json.dumps({"phase": "train", "epoch": i + 1, "test_top1": top1}) + "\n" for i, top1 in enumerate(tops)))
-    if finished:
-        (folder / "result.json").write_text(json.dumps({
-            "last": {"epoch": len(tops), "top1": tops[-1], "top5": 90.0},
-            "best": {"epoch": best + 1, "top1": tops[best], "top5": 90.0}, "seconds": 60.0, "teacher": teacher,
-            "teacher_top1": teacher_top1, "terms": ["ce"]}))
-    (save / "student_tensorboards" / folder.name).mkdir(parents=True)
-    return folder
 
 
 KD = "--distill kd -r 0.1 -a 0.9"
@@ -63,7 +44,8 @@ def asked(*flags_of_runs):
     runs = []
     for flags in flags_of_runs:
         options = student_options(["--path_t", "t", "--model_s", "resnet20", *flags.split()])
-        runs.append({"name": student_folder(options, "resnet56"), "pair": PAIR, "method": label(vars(options)),
+        name = student_folder(options, "resnet56")
+        runs.append({"name": name, "folder": f"student_model/{name}", "pair": PAIR, "method": label(vars(options)),
                      "variant": "", "trial": options.trial})
     return {"title": "Asked", "runs": runs}
 
@@ -71,19 +53,11 @@ def asked(*flags_of_runs):
 def content_of(save, wanted=None, significance=False):
     records, faults = read_records(save)
     assert faults == []
-    return table("T", rows_of(records, wanted and wanted["runs"]), significance)
+    return table("T", rows_of(records, save, wanted and wanted["runs"]), significance)
 
 
 def rows(content):
     return {row["name"]: row for block in content["pairs"] for row in block["rows"]}
-
-
-@pytest.mark.parametrize("flags, name", [
-    ("--distill kd -r 1 -a 0", "ce"), ("--distill kd -r 1 -a 0 --avg 2", "ce+IKD"), (KD, "kd"), (IKD, "dkd+IKD"),
-    ("--distill crd -a 1 -b 0.8", "crd+KD"), ("--distill hint -a 1 --avg 1", "hint+KD+IKD"),
-    ("--distill abound", "abound"), ("--distill nkd", "nkd"), ("--distill wttm", "wttm")])
-def test_a_run_is_named_by_its_loss(flags, name):
-    assert label(vars(student_options(["--path_t", "t", *flags.split()]))) == name
 
 
 def test_means_and_sample_deviations_of_last_and_best(save):
@@ -124,8 +98,43 @@ def test_a_teacher_trained_anew_under_the_same_path_is_another_row(save):
     write_run(save, f"{KD} --trial 9", [1.0, 2.0, 3.0], teacher_top1=71.0)
     content = content_of(save)
     assert {name: row["last"]["n"] for name, row in rows(content).items() if name.startswith("kd")} == {
-        "kd (teacher_top1 72.3)": 3, "kd (teacher_top1 71.0)": 1}
-    assert content["pairs"][0]["teacher_top1"] == [71.0, 72.34]
+        "kd (teacher_top1 72.3)": 3, "kd (teacher_top1 71)": 1}
+    assert [found["top1"] for found in content["pairs"][0]["teacher_top1"]] == [71.0, 72.34]
+
+
+def test_two_accuracies_of_one_teacher_are_explained(save):
+    write_run(save, f"{KD} --trial 9", [50.0, 60.0, 70.0], teacher_top1=72.36, amp="bf16")
+    assert content_of(save)["pairs"][0]["teacher_top1"] == [
+        {"top1": 72.34, "how": "live in float32 on cpu"}, {"top1": 72.36, "how": "live in bfloat16 on cpu"}]
+    write_report(save, save / "out", None, False, False)
+    assert ("The teacher tests at 72.34 (live in float32 on cpu) and 72.36 (live in bfloat16 on cpu); published 72.34"
+            in (save / "out" / "report.html").read_text())
+
+
+def test_labels_alone_stand_for_every_teacher_of_a_student_and_count_once(save):
+    """Their run is the same whoever the teacher is, and the teacher's accuracy says nothing of it."""
+    for teacher in ("resnet56", "resnet110"):
+        write_run(save, "--distill kd -r 1 -a 0 --trial 1", [50.0, 60.0, 69.0], teacher=teacher, teacher_top1=1.0)
+    write_run(save, KD, [50.0, 60.0, 70.0], teacher="resnet110", teacher_top1=74.31)
+    blocks = {block["pair"]: block for block in content_of(save)["pairs"]}
+    assert set(blocks) == {PAIR, "resnet110->resnet20"}
+    for block in blocks.values():
+        assert block["rows"][0]["name"] == "ce" and block["rows"][0]["last"]["n"] == 1
+        assert 1.0 not in [found["top1"] for found in block["teacher_top1"]]
+
+
+def test_rows_have_a_stable_order_and_names_of_what_differs_alone(tmp_path):
+    """By pair, method and settings, whatever was run first."""
+    for flags in ("--kd_T 10 --trial 1", "--kd_T 2 --trial 10", "--kd_T 2 --trial 9", "--kd_T 2 --trial 1"):
+        where = tmp_path / ("grid/10" if "10 --trial" in flags else ".")
+        write_run(where, f"{KD} {flags}", [50.0, 70.0])
+    write_run(tmp_path, "--distill dkd -r 1 -a 1 -b 2", [50.0, 70.0])
+    write_run(tmp_path, "--distill attention", [50.0, 70.0])
+    write_run(tmp_path, "--distill kd -r 1 -a 0", [50.0, 70.0])
+    assert list(rows(content_of(tmp_path))) == ["ce", "kd (kd_T 2)", "kd (kd_T 10)", "dkd", "attention"]
+    said = scripts.succeed("scripts/summary.py", "--save_dir", tmp_path).stdout.splitlines()[2:]
+    assert [(re.split("  +", line)[1], re.split("  +", line)[2]) for line in said[1:5]] == [
+        ("kd (kd_T 2)", "1"), ("kd (kd_T 2)", "9"), ("kd (kd_T 2)", "10"), ("kd (kd_T 10)", "1")]
 
 
 @pytest.mark.parametrize("flags, settings", [
@@ -136,18 +145,19 @@ def test_settings_without_effect_are_no_other_row(save, flags, settings):
     assert folder.exists() and rows(content_of(save))["kd"]["last"]["n"] == 4
 
 
-def test_common_settings_are_told_once_and_all_others_by_row(save):
+def test_common_settings_are_said_once_and_all_others_by_row(save):
     content = content_of(save)
-    told = content["settings"] | content["pairs"][0]["settings"]
-    assert (told["epochs"], told["warm_up"], told["batch_size"], told["amp"], told["lr_decay_epochs"]) == (
-        3, 20, 64, "none", [150, 180, 210])
+    common = content["settings"] | content["pairs"][0]["settings"]
+    assert [common[key] for key in ("epochs", "warm_up", "batch_size", "amp", "lr_decay_epochs")] == [
+        3, 20, 64, "none", [150, 180, 210]]
     settings = rows(content)["dkd+IKD"]["settings"]
     assert (settings["gamma"], settings["beta"], settings["avg"], settings["intra_T"]) == (1, 2, 6.5, 1)
     for row in rows(content).values():
-        assert not set(row["settings"]) & set(told)
+        assert not set(row["settings"]) & set(common)
 
 
-def test_missing_runs_are_shown_as_missing(save):
+def test_missing_runs_are_shown_as_missing_and_failed_ones_as_failed(save):
+    (save / "logs").mkdir()
     write_run(save, f"{IKD} --trial 3", [40.0, 41.0], finished=False)
     wanted = asked(*(f"{flags} --trial {trial}" for trial in "1234" for flags in (KD, IKD, "--distill crd -r 1 -a 0")))
     found = rows(content_of(save, wanted))
@@ -155,10 +165,26 @@ def test_missing_runs_are_shown_as_missing(save):
     assert found["kd"]["missing"] == {"4": "not begun"}
     assert found["dkd+IKD"]["missing"] == {"3": "unfinished, 2 of 2 epochs", "4": "not begun"}
     assert found["crd"]["last"] == {"mean": None, "std": None, "n": 0, "values": []}
+    for run in wanted["runs"]:
+        if run["method"] == "crd":
+            (save / "logs" / f"{run['name']}.failed").write_text("the <b>loss</b> is not finite\n")
     write_report(save, save / "out", wanted, False, False)
-    text = (save / "out" / "report.md").read_text()
-    assert re.search(r"\| crd \| 0, missing 1, 2, 3, 4 \| missing \| missing \|", text)
-    assert "dkd+IKD, trial 3 is missing: unfinished, 2 of 2 epochs." in text
+    text = {name: (save / "out" / name).read_text() for name in FILES}
+    assert re.search(r"\| crd \| 0, without 1, 2, 3, 4 \| failed \| failed \|", text["report.md"])
+    assert "dkd+IKD, trial 3: unfinished, 2 of 2 epochs" in text["report.md"]
+    assert "crd, trial 1: failed: the &lt;b&gt;loss&lt;/b&gt; is not finite" in text["report.md"]
+    assert '<p class="wrong">crd, trial 1: failed: the &lt;b&gt;loss&lt;/b&gt; is not finite</p>' in text["report.html"]
+    assert "1: failed: the <b>loss</b> is not finite" in text["report.csv"] and "failed" in text["report.tex"]
+
+
+def test_a_table_of_which_all_failed_is_reported(tmp_path):
+    wanted = asked(KD)
+    with pytest.raises(ValueError, match="no finished student of this table"):
+        write_report(tmp_path, tmp_path / "out", wanted, False, False)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{wanted['runs'][0]['name']}.failed").write_text("no teacher")
+    write_report(tmp_path, tmp_path / "out", wanted, False, False)
+    assert "kd, trial 1: failed: no teacher" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_what_is_not_published_is_marked(save):
@@ -206,30 +232,79 @@ class Loads(HTMLParser):
         self.asks += [value for key, value in attributes if key in ("src", "href") and not value.startswith("data:")]
 
 
-def test_all_files_tell_the_same(save):
+def test_all_files_say_the_same(save):
     assert write_report(save, save / "out", None, True, False) == []
     text = {name: (save / "out" / name).read_text() for name in FILES}
     content = json.loads(text["report.json"])
     kd = rows(content)["kd"]
     assert f"{kd['last']['mean']:.2f} ± {kd['last']['std']:.2f}" == "70.17 ± 0.76"
+    text["report.html"] = text["report.html"].replace("\u00a0", " ")
     for name in ("report.md", "report.html"):
-        assert "70.17 ± 0.76" in text[name] and "70.66 (R, last)" in text[name] and "-0.49" in text[name]
-        assert "RepDistiller" in text[name] and "warm-up 20" in text[name] and "-r 0.1 -a 0.9 --trial 1" in text[name]
-    assert r"70.17 $\pm$ 0.76" in text["report.tex"] and r"\toprule" in text["report.tex"]
-    assert re.search(r"(?<!\\)[_&#]", re.sub(r"%.*| & ", "", text["report.tex"])) is None
+        assert "70.17 ± 0.76" in text[name] and "70.66 (R)" in text[name] and "-0.49" in text[name]
+        assert "RepDistiller" in text[name] and "warm_up 20" in text[name] and "-r 0.1 -a 0.9 --trial 1" in text[name]
+    assert r"70.17{\tiny$\pm$0.76}" in text["report.tex"] and r"\textbf{71.70}" in text["report.tex"]
     lines = list(csv.DictReader(text["report.csv"].splitlines()))
     assert [line["method"] for line in lines] == ["kd", "dkd+IKD"]
-    assert float(lines[0]["last_mean"]) == kd["last"]["mean"] and json.loads(lines[0]["settings"])["epochs"] == 3
+    assert (lines[0]["last_mean"], lines[0]["last_std"], lines[0]["difference"]) == ("70.17", "0.76", "-0.49")
+    assert lines[0]["last_values"] == "70.00 71.00 69.50" and json.loads(lines[0]["settings"])["epochs"] == 3
     loads = Loads()
     loads.feed(text["report.html"])
-    assert loads.asks == [] and "url(" not in text["report.html"] and loads.rows == 3 + 2
-    assert "data:image/svg+xml;base64," in text["report.html"]
+    assert loads.asks == [] and re.search(r"url\((?!#)", text["report.html"]) is None and loads.rows == 3 + 2 + 3
+    assert text["report.html"].count("<svg") == 1 and "currentColor" in text["report.html"]
 
 
-def test_latex_has_as_many_columns_as_it_declares():
-    from scripts.tables.report import Part
-    text = latex({"title": "50% & more", "cautions": ["a_b"]}, [Part("t", "", [["a", "b"], ["1 ± 2", "x_y → z"]])])
-    assert r"\begin{tabular}{ll}" in text and r"1 $\pm$ 2 & x\_y $\rightarrow$ z \\" in text and r"a\_b" in text
+PREAMBLE = r"""
+\documentclass[10pt,twocolumn]{article}
+\usepackage[utf8]{inputenc}
+\usepackage{graphicx}
+\IfFileExists{booktabs.sty}{\usepackage{booktabs}}{\let\toprule\hline\let\midrule\hline\let\bottomrule\hline}
+\begin{document}
+A paper. \input{report.tex}
+\end{document}
+"""
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-base)")
+@pytest.mark.parametrize("pairs", [1, 3, 7])
+def test_the_latex_table_compiles_and_fits(pairs, tmp_path):
+    """One column of two with up to three pairs, both with seven; with a name that no column would hold, too."""
+    table_pairs = published.TABLES["same"]["pairs"][:pairs]
+    for pair in table_pairs:
+        teacher, student = pair.split("->")
+        for flags in (KD, IKD, "--distill similarity", f"{KD} --kd_T 2 --weight_decay 0.0001 --seed 3"):
+            for trial in "12":
+                write_run(tmp_path / ("grid/x" if "seed" in flags else "."), f"{flags} --trial {trial}", [50.0, 70.0],
+                          teacher=teacher, student=student, teacher_top1=published.TEACHERS[teacher])
+    write_report(tmp_path, tmp_path, None, True, False)
+    text = (tmp_path / "report.tex").read_text()
+    assert ("\\begin{table}" in text) == (pairs <= 3)
+    (tmp_path / "paper.tex").write_text(PREAMBLE)
+    run = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "Overfull" not in run.stdout and (tmp_path / "paper.pdf").exists()
+
+
+HOSTILE = "a\nb <script>alert(1)</script> | =1+1 \\input{x} \x1b[31m"
+
+
+def test_hostile_texts_stay_texts(save):
+    """Of paths and commands: no line of LaTeX outside its comment, no script in a page, no formula in a cell."""
+    write_run(save, f"{KD} --trial 9", [50.0, 60.0, 70.0], path_t=HOSTILE, args={"command": f"python {HOSTILE}"})
+    (save / "logs").mkdir()
+    wanted = asked(*(f"{KD} --trial {trial}" for trial in ("1", "9", "=2")))
+    for run in wanted["runs"]:
+        (save / "logs" / f"{run['name']}.failed").write_text(HOSTILE)
+    write_report(save, save / "out", wanted | {"title": HOSTILE}, False, False)
+    text = {name: (save / "out" / name).read_text() for name in FILES}
+    assert "<script>" not in text["report.html"] and "\x1b" not in "".join(text.values())
+    prose = [line for line in text["report.md"].splitlines() if not line.startswith("    ")]
+    assert not any("<script>" in line for line in prose) and not any(line.startswith("b <") for line in prose)
+    assert not any(line.startswith("b ") for line in text["report.tex"].splitlines())
+    assert "\\input{x}" not in re.sub("(?m)^%.*", "", text["report.tex"])
+    cells = [cell for line in csv.reader(text["report.csv"].splitlines()) for cell in line]
+    assert not any(cell[:1] in ("=", "+", "@") or re.match("-[^0-9]", cell) for cell in cells)
+    assert any(cell.startswith("'=2: failed") for cell in cells)
 
 
 def test_without_matplotlib_the_report_has_no_curves_and_says_what_to_install(save, monkeypatch):
@@ -242,9 +317,11 @@ def test_without_matplotlib_the_report_has_no_curves_and_says_what_to_install(sa
 def test_tensorboard_reads_the_hparams_of_every_run(save):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata
-    table_rows = rows_of(read_records(save)[0])
-    files = write_hparams(table_rows)
-    assert write_hparams(table_rows) == files and len(files) == 5  # written again, it is still one file a run
+    table_rows = rows_of(read_records(save)[0], save)
+    for _ in range(2):  # written again, it is still one file a run
+        write_hparams(table_rows)
+    files = sorted(save.glob("student_tensorboards/*/*.hparams"))
+    assert len(files) == 5
     groups = {}
     for path in files:
         reader = EventAccumulator(str(path.parent)).Reload()
@@ -266,7 +343,8 @@ def test_the_script_and_its_refusals(save, tmp_path):
     broken.mkdir()
     (broken / "args.json").write_text("{")
     said = scripts.succeed("scripts/report.py", "--save_dir", save).stderr
-    assert said.count("\n") == 1 and "S:broken cannot be read" in said and "left out" in said
+    assert said.count("\n") == 1 and "S:broken/args.json is damaged" in said and "left out" in said
+    assert "would be written to" in scripts.succeed("scripts/report.py", "--save_dir", tmp_path, "--dry_run").stdout
     (tmp_path / "table.json").write_text("[]")
     for flags, says in ((("--save_dir", tmp_path / "nothing"), "no finished student under"),
                         (("--table", tmp_path / "none.json"), "name the table.json of reproduce.py"),

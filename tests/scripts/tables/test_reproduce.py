@@ -1,6 +1,9 @@
-"""Tables: the command lines they are made of, and how their runs are started, stopped, gone on with and retried."""
+"""Tables: the command lines they are made of, and how their runs are started, stopped, resumed and retried."""
 import importlib.util
+import io
+import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -20,18 +23,29 @@ from helper.record.records import label, read_records
 from helper.schedule import schedule as learning_rates
 from helper.util.errors import Interrupted
 from models import model_dict
-from scripts.tables.plan import Job, preset, remarks, schedule, weights
+from scripts.tables.plan import Job, _flags, plan, schedule
+from scripts.tables.presets import preset, remarks, weights
 from scripts.tables.runner import Display, Local, Logs, Stop, held, progress_of, run_jobs, slots
 from tests.support import scripts
 
 GOOD = {"--pairs": "resnet14:resnet8", "--methods": "kd", "--trials": "1", "--dataset": "digits"}
 
 
-def reproduce(*flags):
-    """reproduce.py's main with these flags, in this process."""
+def script():
+    """reproduce.py as a module."""
     spec = importlib.util.spec_from_file_location("reproduce", scripts.ROOT / "scripts" / "reproduce.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def options_of(*flags):
+    return script().options_of(list(flags))
+
+
+def reproduce(*flags):
+    """reproduce.py's main with these flags, in this process."""
+    module = script()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce.py", *map(str, flags)])
         module.main()
@@ -74,22 +88,23 @@ def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_makes_a_table_that_its_name_comes_back_from(name):
     for spec in [name, f"{name}+IKD"]:
-        (flags,) = weights(spec, "resnet56->resnet20", [], [])
-        options = student_options(["--path_t", "t", *(str(x) for kv in flags.items() for x in kv)])
+        given = weights(spec, "resnet56->resnet20")
+        options = student_options(["--path_t", "t", *_flags(given)])
         assert label(vars(options)) == spec
-        assert options.beta == flags.get("-b", 0)
+        assert options.beta == given.get("beta", 0)
     said = preset(name, "resnet56->resnet20")[1]
-    assert bool(said) != METHODS[name].beta_published or name in published.WEIGHTS
+    assert bool(said) != METHODS[name].beta_published or name in published.WEIGHTS["cifar100"]
 
 
 def test_weights_are_those_of_the_pair():
-    assert weights("dkd", "resnet56->resnet20", [], []) == [{"--distill": "dkd", "-r": 1, "-a": 1, "-b": 2}]
-    assert weights("dkd", "resnet32x4->ShuffleV2", [], [])[0]["-b"] == 8
-    assert weights("wttm", "wrn_40_2->wrn_16_2", [], []) == [{"--distill": "wttm", "-r": 1, "-a": 0.1, "-b": 4}]
-    assert weights("ce", "a->b", [], []) == [{"--distill": "kd", "-r": 1, "-a": 0}]
-    assert weights("crd+KD", "a->b", [], []) == [{"--distill": "crd", "-r": 1, "-a": 1, "-b": 0.8}]
-    grid = weights("kd+IKD", "a->b", [1, 2], [3, 4])
-    assert [(flags["--avg"], flags["--intra_T"]) for flags in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert weights("dkd", "resnet56->resnet20") == {"distill": "dkd", "gamma": 1, "alpha": 1, "kd_T": 4, "beta": 2}
+    assert weights("dkd", "resnet32x4->ShuffleV2")["beta"] == 8
+    assert weights("wttm", "wrn_40_2->wrn_16_2") == {"distill": "wttm", "gamma": 1, "alpha": 0.1, "beta": 4}
+    assert weights("ce", "a->b") == {"distill": "kd", "gamma": 1, "alpha": 0}
+    assert weights("crd+KD", "a->b") == {"distill": "crd", "gamma": 1, "alpha": 1, "beta": 0.8}
+    assert weights("kd+ls+IKD", "a->b") == {"distill": "kd", "gamma": 0.1, "alpha": 9, "kd_T": 2, "logit_std": "on",
+                                            "avg": 6.5, "intra_T": 1}
+    assert weights("reviewkd", "resnet56->resnet20")["beta"] == 0.6
 
 
 @pytest.mark.parametrize("pair, flags, said", [
@@ -113,15 +128,19 @@ def test_published_facts_hold_together():
         assert set(pair.split("->")) <= set(model_dict) and {"teacher", "ce", "kd"} <= set(row)
         assert all(50 < top1 < 80 and source in published.SOURCES for top1, source in row.values())
         assert row["teacher"][0] == published.TEACHERS[pair.split("->")[0]]
+        assert {published.SOURCES[source]["figure"] for _, source in row.values()} <= {"last", "best", "not stated"}
+    for known in published.WEIGHTS.values():
+        for row in known.values():
+            networks = {network for pair in row.get("pairs", ()) for network in pair.split("->")}
+            assert published.SOURCES[row["source"]]["what"]
+            assert all(name in model_dict or name.startswith("torchvision:") for name in networks)
     assert len(published.TEACHERS) == 6
-    assert all(source["what"] and source["figure"] in ("last", "best", "not stated")
-               for source in published.SOURCES.values())
     assert published.figure("digits", "resnet56->resnet20", "kd") is None
     assert published.figure("cifar100", "resnet56->resnet20", "kd") == (70.66, "R", "last")
     for table in published.TABLES.values():
         for pair in table["pairs"]:
             for spec in table["methods"]:
-                assert weights(spec, pair, [], [])
+                assert weights(spec, pair)
 
 
 def test_the_dry_run_prints_command_lines_that_are_taken(dry_run):
@@ -158,12 +177,53 @@ def test_a_published_table_has_all_its_runs(name, dry_run):
     named = published.TABLES[name]
     commands, _ = dry_run("--table", name, "--trials", 1)
     left_out = sum(len(methods) for methods in named.get("without", {}).values())
-    grid = len(named.get("avg", [0])) * len(named.get("intra_T", [0]))
+    grid = math.prod(map(len, named.get("grid", {}).values()))
     losses = sum(grid if "+IKD" in method else 1 for method in named["methods"])
     runs = [options for script, options in commands if script == "train_student.py"]
-    assert len(runs) == len(named["pairs"]) * losses - left_out
+    # The labels alone: a run for each student.
+    students = {pair.split("->")[1] for pair in named["pairs"]}
+    shared = (len(named["pairs"]) - len(students)) * ("ce" in named["methods"])
+    assert len(runs) == len(named["pairs"]) * losses - left_out - shared
     assert {options.epochs for options in runs} == {240}
-    assert f"--table {name} " in (scripts.ROOT / "scripts" / f"table_{name}.sh").read_text()
+
+
+GRID = ("--pairs", "resnet56:resnet20,resnet110:resnet20", "--trials", "1")
+
+
+def test_a_grid_makes_a_row_of_each_combination_that_acts(dry_run):
+    """A method takes the flags that it reads, and IKD's where IKD is; what a folder's name does not tell is apart."""
+    commands, _ = dry_run("--pairs", "resnet56:resnet20", "--methods", "ce,kd,hint,kd+IKD", "--trials", "1,2",
+                          "--grid", "avg=0.5,1 kd_T=2,4 learning_rate=0.1", "--save_dir", "out")
+    found = [(label(vars(o)), o.avg, o.kd_T if o.distill == "kd" else None, o.save_dir)
+             for script, o in commands if script == "train_student.py" and o.trial == "1"]
+    apart, plain = "out/grid/kd_T:2,learning_rate:0.1", "out/grid/learning_rate:0.1"
+    assert found == [("ce", 0, 4, plain), ("kd", 0, 2, apart), ("kd", 0, 4, plain), ("hint", 0, None, plain),
+                     *(("kd+IKD", avg, T, place) for avg in (0.5, 1) for T, place in ((2, apart), (4, plain)))]
+    assert {o.cache_dir for script, o in commands if script == "train_student.py"} == {"out/teacher_cache"}
+    assert {o.learning_rate for script, o in commands if script == "train_student.py"} == {0.1}
+
+
+def test_a_grid_takes_lists_bare_flags_and_short_names(dry_run):
+    commands, _ = dry_run(*GRID, "--methods", "kd", "--grid", "lr_decay_epochs=150,180;100 compile=on,off -a=0.5,0.9")
+    found = {(tuple(o.lr_decay_epochs), o.compile, o.alpha) for script, o in commands if script == "train_student.py"}
+    assert found == set(itertools.product([(150, 180), (100,)], [True, False], [0.5, 0.9]))
+
+
+def test_labels_alone_are_trained_once_for_a_student(tmp_path):
+    table = plan(options_of(*GRID, "--methods", "ce,kd", "--save_dir", str(tmp_path)))
+    assert [(job.method, job.pairs) for job in table.students] == [
+        ("ce", ("resnet56->resnet20", "resnet110->resnet20")), ("kd", ("resnet56->resnet20",)),
+        ("kd", ("resnet110->resnet20",))]
+    runs = table.record()["runs"]
+    assert [(run["pair"], run["method"]) for run in runs] == [
+        (pair, method) for pair in ("resnet56->resnet20", "resnet110->resnet20") for method in ("ce", "kd")]
+    assert runs[0]["folder"] == runs[2]["folder"] and table.students[0].title == "resnet20 ce trial 1"
+
+
+def test_every_run_of_a_grid_has_a_place_and_a_name_of_its_own(tmp_path):
+    table = plan(options_of(*GRID, "--methods", "kd,kd+IKD", "--grid", "kd_T=2,4 avg=1,2", "--save_dir", str(tmp_path)))
+    assert len({job.folder for job in table.students}) == len({job.name for job in table.students}) == 2 * (2 + 4)
+    assert table.students[2].title == "resnet56->resnet20 kd+IKD (kd_T 2, avg 1) trial 1"
 
 
 def test_a_tables_script_takes_overrides():
@@ -175,6 +235,7 @@ def test_a_tables_script_takes_overrides():
     assert len(lines) == 1 + 2 * 3
     assert all("--epochs 24 --lr_decay_epochs 15,18,21 --warm_up 2" in line and line.endswith("--fast --seed 3")
                and "--save_dir elsewhere" in line for line in lines)
+    assert {float(line.split("--avg ")[1].split()[0]) for line in lines[1:]} == {2, 3}
 
 
 @pytest.fixture(scope="module")
@@ -202,16 +263,22 @@ def test_teachers_are_found_in_a_folder(teachers, dry_run):
 @pytest.mark.parametrize("flags, says", [
     ({"--pairs": "resnet14"}, "'resnet14' is not a pair such as resnet56:resnet20"),
     ({"--pairs": "resnet14:resnet9"}, "is not a pair"),
-    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce or one of abound"),
+    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce, kd+ls or one of abound"),
+    ({"--pairs": "nowhere.pth:resnet8"}, "nowhere.pth"),
     ({"--methods": "dkd+IKD+KD"}, "is not a method"),
     ({"--methods": "dkd+KD"}, "'dkd+KD': KD can be added to abound, attention"),
     ({"--trials": "a/b"}, "cannot end a folder's name"),
-    ({"--avg": "-1"}, "'-1' is not a number of 0 or more"),
+    ({"--grid": "kd_T"}, "'kd_T' is not a grid such as"),
+    ({"--grid": "kd_T=2 kd_T=3"}, "is not a grid such as"),
+    ({"--grid": "kd_T=-1"}, "'-1' is not a number above 0"),
+    ({"--grid": "epochs=1,2"}, "epochs is set by the table: use --epochs"),
+    ({"--grid": "nothing=1"}, "--nothing"),
+    ({"--grid": "avg=1,2"}, "--grid: no method of this table reads avg"),
+    ({"--grid": "seed=1,2", "--flags": "--seed 3"}, "--flags and --grid both set seed"),
     ({"--epochs": "0"}, "'0' is not an integer of 1 or more"),
     ({"--flags": "--trial 4"}, "--flags cannot hold --trial, which the table sets: use --trials"),
-    ({"--flags": "-a0.5"}, "--flags cannot hold -a, which the table sets: use --methods"),
+    ({"--flags": "-a0.5"}, "--flags cannot hold -a, which the table sets: use --methods and --grid"),
     ({"--flags": "--epoch 4"}, "did you mean --epochs"),
-    ({"--flags": "--hint_layer 1"}, "--hint_layer is a flag of hint"),
     ({"--teachers": "fetch"}, "no teacher resnet14 is published"),
     ({"--teachers": "fetch", "--pairs": "resnet56:resnet8"}, "the published teachers are of cifar100"),
     ({"--teachers": "nowhere.pth"}, "nowhere.pth does not exist"),
@@ -221,7 +288,7 @@ def test_teachers_are_found_in_a_folder(teachers, dry_run):
     ({"--teachers": "{teachers}", "--pairs": "resnet32:resnet8"}, "is a teacher of 100 classes, digits has 10"),
     ({"--teachers": "resnet20=x.pth"}, "--teachers says nothing of resnet14"),
     ({"--time": "soon"}, "'soon' is not a time such as"),
-    ({"--methods": None}, "say which table: --table same|different|ikd, or --pairs and --methods"),
+    ({"--methods": None}, "say which table: --table same|different|ikd|methods, or --pairs and --methods"),
     ({"--nothing": "1"}, "unrecognized arguments: --nothing")])
 def test_bad_input_is_refused_before_any_work(flags, says, teachers, tmp_path, capsys):
     flags = {key: value.format(teachers=teachers) if value else value for key, value in flags.items()}
@@ -253,7 +320,8 @@ for epoch in range(done + 1, plan["epochs"] + 1):
         print(json.dumps({"phase": "train", "epoch": epoch, "test_top1": 50.0 + epoch}), file=file)
     if stop:
         sys.exit(143)
-result = {"last": {"top1": 1.0}, "best": {"top1": 2.0}, "seconds": 3.0}
+accuracies = {"epoch": plan["epochs"], "top5": 9.0}
+result = {"last": accuracies | {"top1": 1.0}, "best": accuracies | {"top1": 2.0}, "seconds": 3.0, "teacher_top1": 1.0}
 with open(os.path.join(folder, "result.json"), "w") as file:
     json.dump(result, file)
 """
@@ -264,8 +332,9 @@ import sys
 sys.path.insert(0, {root!r})
 from helper.util.errors import guarded
 from scripts.tables.runner import Display, Job, Local, Logs, Stop, run_jobs
-jobs = [Job(*job, settings={{}}, pair="a->b", method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
+jobs = [Job(*job, settings={{}}, pairs=("a->b",), method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
 logs = Logs({save!r})
+logs.folder.mkdir(exist_ok=True)
 guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, Stop(), Display(jobs)))
 """
 
@@ -279,7 +348,7 @@ def small(tmp_path):
         plan = {"epochs": 2, "seconds": 0.02} | plan
         folder = str(tmp_path / "runs" / name)
         return Job(name, folder, (str(tmp_path / "run.py"), folder, json.dumps(plan)), plan["epochs"], {"model": name},
-                   needs=needs, pair="" if needs is None and name == "teacher" else "a->b", method=name, trial="1")
+                   needs=needs, pairs=() if needs is None and name == "teacher" else ("a->b",), method=name, trial="1")
 
     return job
 
@@ -294,6 +363,7 @@ def stop():
 
 def run_all(jobs, tmp_path, stop, count=2):
     logs = Logs(str(tmp_path))
+    logs.folder.mkdir(exist_ok=True)
     return run_jobs(jobs, Local([{}] * count, logs), logs, stop, Display(jobs))
 
 
@@ -321,10 +391,10 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(small, tmp_path, stop, c
     assert [job.name for job in jobs if job.done] == ["teacher", "good"]
     assert "failed  a->b bad trial 1: the loss is not finite" in capsys.readouterr().out
     logs = Logs(str(tmp_path))
-    assert [job.name for job in jobs if logs.failed(job)] == ["bad", "lost"]
+    assert {job.name: why for job in jobs if (why := logs.failed(job.name))} == failed
     cause.unlink()
     assert run_all(jobs, tmp_path, stop) == {} and all(job.done for job in jobs)
-    assert not any(Logs(str(tmp_path)).failed(job) for job in jobs)
+    assert not any(Logs(str(tmp_path)).failed(job.name) for job in jobs)
     assert (tmp_path / "logs" / "good.log").read_text().count("$ python") == 1
     assert (tmp_path / "logs" / "bad.log").read_text().count("$ python") == 2
 
@@ -347,7 +417,7 @@ def test_stopped_in_any_way_no_run_is_left_and_all_go_on(small, name, tmp_path, 
         assert "2 running runs have been stopped" in runner.stdout
         assert runner.stderr == f"error: stopped by {name}; the same command continues from the last finished epoch\n"
     # Go on with them, quicker.
-    quick = [Job(j.name, j.folder, (*j.argv[:2], json.dumps({"epochs": 40, "seconds": 0})), 40, {}, pair="a->b")
+    quick = [Job(j.name, j.folder, (*j.argv[:2], json.dumps({"epochs": 40, "seconds": 0})), 40, {}, pairs=("a->b",))
              for j in jobs]
     assert run_all(quick, tmp_path, stop) == {}
     assert all(progress_of(job)[0] == 40 for job in jobs)  # no epoch was trained twice
@@ -389,18 +459,44 @@ def test_each_run_has_its_share_of_the_machine(per_device, jobs, gpus, threads, 
     assert slots(per_device, [None] * jobs, gpus) == found
 
 
-def test_the_live_display_draws_over_itself(small, tmp_path, stop, capsys, monkeypatch):
-    monkeypatch.setattr(Display, "PAUSE_LIVE", 0)
-    jobs = [small("teacher"), *(small(f"s{i}", needs="teacher", seconds=0.1) for i in range(3))]
-    display = Display(jobs)
-    display.live = True
-    logs = Logs(str(tmp_path))
-    assert run_jobs(jobs, Local([{}] * 2, logs), logs, stop, display) == {}
-    out = capsys.readouterr().out
-    assert re.search(r"1 done, 2 running, 1 left; 4 in all, 0:00:0\d left\n  a->b s0 trial 1: running, epoch 1/2, test "
-                     r"51.00\n  a->b s1", out)
-    assert out.count("\033[3A\033[J") > 1  # three lines drawn, three taken back
-    assert out.endswith("\033[J") or out.splitlines()[-1].startswith("4/4")
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "{", '{"last": {"top1": 1}}'])
+def test_a_damaged_result_is_no_result(small, damage):
+    job = small("s")
+    os.makedirs(job.folder)
+    Path(job.folder, "result.json").write_text(damage)
+    assert not job.done
+
+
+def test_a_run_with_a_damaged_result_is_tried_and_fails_with_the_reason(teachers, tmp_path):
+    """Not counted as done, and not overwritten: train_student.py says what is damaged."""
+    flags = (*flat(GOOD | {"--teachers": str(teachers)}), "--save_dir", str(tmp_path))
+    (job,) = plan(options_of(*flags)).students
+    os.makedirs(job.folder)
+    result = Path(job.folder, "result.json")
+    result.write_text("{")
+    process = scripts.run("scripts/reproduce.py", *flags)
+    assert process.returncode == 1 and "0 done before" in process.stdout
+    assert f"{result} is damaged" in process.stdout and result.read_text() == "{"
+    assert "failed: " in (tmp_path / "report" / "report.md").read_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_display_shows_how_far_all_runs_are(live, small, tmp_path, stop, monkeypatch):
+    out = Terminal() if live else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(Display, "PAUSE", 0)
+    monkeypatch.setattr("helper.util.progress.PAUSE", 0.01)
+    jobs = [small("teacher"), *(small(f"s{i}", needs="teacher", seconds=0.2) for i in range(2))]
+    assert run_all(jobs, tmp_path, stop) == {}
+    text = out.getvalue()
+    assert re.search(r"epochs: .*[2-5]/6.*1 done, 2 running" if live else
+                     r"epochs: \d+%, [23] of 6.* left, 1 done, 2 running, 0 left; a->b s0 trial 1: running, ep", text)
+    assert re.search("(?m)^.*3/3  a->b s[01] trial 1: last 1.00, best 2.00", text)
 
 
 # --- the whole, once ---

@@ -1,0 +1,76 @@
+"""The weights that a table gives each method and pair, and what of a run's weights is not published."""
+from typing import Any
+
+from distiller_zoo import METHODS
+from helper.record import published
+from helper.record.records import label
+from helper.util.errors import UsageError
+
+# The short flags, as papers and commands write them.
+FLAGS = {"gamma": "-r", "alpha": "-a", "beta": "-b"}
+CE = {"distill": "kd", "gamma": 1.0, "alpha": 0.0}
+
+
+def weights(spec: str, pair: str) -> dict[str, Any]:
+    """'dkd+IKD' -> its options for this pair, by name.
+
+    spec: METHOD, or ce for cross-entropy alone; then +KD for the KD loss that methods on features can add, and +IKD
+    Raises UsageError.
+    """
+    base, *added = spec.replace("+ls", "~").split("+")
+    base = base.replace("~", "+ls")
+    if not (base == "ce" or base in METHODS or base in published.WEIGHTS[published.DATASET]) or added != [
+            part for part in ("KD", "IKD") if part in added]:
+        raise UsageError(f"'{spec}' is not a method: give ce, kd+ls or one of {', '.join(METHODS)}, and after it "
+                         "+KD, +IKD or +KD+IKD if wanted")
+    options = preset(base, pair)[0]
+    if "KD" in added:
+        able = [name for name, method in METHODS.items() if method.alpha_adds_kd and method.alpha is not None]
+        if base not in able:
+            raise UsageError(f"'{spec}': KD can be added to {', '.join(able)}")
+        options = options | published.ADDED_KD["set"]
+    return options | published.IKD["set"] if "IKD" in added else options
+
+
+def preset(base: str, pair: str) -> tuple[dict[str, Any], list[str]]:
+    """The options of a method for a pair, and in words what of them is not published.
+
+    base: ce, a method or kd+ls; what published.json does not name has its class's defaults
+    """
+    known = published.WEIGHTS[published.DATASET].get(base, {})
+    found = CE if base == "ce" else published.weights(published.DATASET, base, pair)
+    if found is not None:
+        return {"distill": known.get("distill", base)} | found, []
+    method = METHODS[base]
+    options = {"distill": base, "gamma": 1.0}
+    options |= {"alpha": 0.0} if method.alpha_adds_kd and method.alpha is not None else {}
+    options |= {} if method.beta is None else {"beta": method.beta}
+    if known:
+        return options, [f"{base}'s weights are published for other pairs: its defaults are used"]
+    return options, [] if method.beta_published else [f"no weight of {base} is published"]
+
+
+def remarks(settings: dict, pair: str) -> list[str]:
+    """What of a run's weights is not the published choice, in words, from its settings; [] off CIFAR-100, where
+    nothing is published at all."""
+    name = label(settings)
+    base = "+".join(part for part in name.split("+") if part not in ("KD", "IKD"))
+    if settings["dataset"] != published.DATASET or settings["distill"] not in METHODS:
+        return []
+    # Of a method that has weights of its own here, and not with standardised logits, there is nothing to compare.
+    own = base if base in ("ce", *METHODS, *published.WEIGHTS[published.DATASET]) else settings["distill"]
+    options, said = preset(own, pair)
+    if "+KD" in name:
+        options = options | published.ADDED_KD["set"]
+        if base not in published.ADDED_KD["methods"]:
+            said.append("the weight of the added KD is not published for this method")
+    other = [f"{FLAGS.get(key, key).lstrip('-')} {settings[key]:g} instead of {value:g}"
+             for key, value in options.items() if not isinstance(value, str) and settings.get(key) not in (None, value)]
+    if other:
+        said.append("not the preset: " + ", ".join(other))
+    if settings.get("avg"):
+        own_ikd = {key: settings[key] for key in published.IKD["set"]}
+        if own_ikd != published.IKD["set"] or [pair, base] not in published.IKD["published"]:
+            said.append(f"IKD's avg {settings['avg']:g} and intra_T {settings['intra_T']:g} are not published for "
+                        f"{base} on this pair")
+    return said
