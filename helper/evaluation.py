@@ -50,7 +50,7 @@ def outputs(network: Classifier, test: EvalData, precision: Precision = FLOAT32,
     batch_size: by default what fills a GPU, and on the CPU what fits its caches
     what: title of a progress bar, which goes to `file` (by default standard output); none if it is empty
     """
-    batch_size = batch_size or (2000 if test.labels.is_cuda else 500)
+    batch_size = min(batch_size or (2000 if test.labels.is_cuda else 500), len(test))
     own, training = distributed.own_slice(len(test)), network.training
     bar = progress(what, own.stop - own.start, unit=" images", file=file) if what else None
     network.eval()

@@ -16,10 +16,11 @@ from helper.util import start  # noqa: F401 (before PyTorch)
 # isort: split
 import torch
 
-from dataset import Data
+from dataset import Data, EvalData
 from helper.cli import Parser
 from helper.evaluation import Predictions, predict
 from helper.util.errors import guarded, printable
+from models import Classifier
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, open_checkpoint, say
 
@@ -76,9 +77,9 @@ def rows(names: dict, columns: dict) -> list[dict]:
              for key, v in zip(values, row, strict=True)} for row in zip(*values.values(), strict=True)]
 
 
-def cost_of(network, test, batch_size: int) -> dict:
+def cost_of(network: Classifier, test: EvalData, batch_size: int) -> dict:
     """Parameters, FLOPs an image, and the latency of 1 image and of a batch."""
-    images, _ = next(test.batches(batch_size))
+    images, _ = next(test.batches(min(batch_size, len(test))))
     device = images.device
     timed = {n: cost.latency(network, images[:n]) for n in sorted({1, len(images)})}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

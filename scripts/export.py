@@ -54,9 +54,9 @@ def main():
     files = {f"{stem}.safetensors": safetensors_of(network, data), f"{stem}.onnx": exported}
     text = card(loaded, data, predictions, files, difference, len(images))
     os.makedirs(options.out, exist_ok=True)
-    for name, content in (files | {"README.md": text.encode()}).items():
+    for name, content in (files | {"README.md": text.encode(errors="backslashreplace")}).items():
         write_bytes(os.path.join(options.out, name), content)
-        print(f"{os.path.join(options.out, name)}  {len(content):,} bytes")
+        print(f"{printable(os.path.join(options.out, name))}  {len(content):,} bytes")
 
 
 def options_of(argv):

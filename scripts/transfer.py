@@ -34,6 +34,7 @@ from helper.meters import count_correct
 from helper.util.arguments import nonnegative_float, nonnegative_int, positive_float, positive_int
 from helper.util.errors import RunError, UsageError, guarded, printable
 from helper.util.progress import progress
+from helper.util.seeding import derive_seed
 from models.checkpoint import names_weights
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, load, load_data, say
 
@@ -171,7 +172,7 @@ def _sgd(layer, vectors, labels, options):
     optimizer = torch.optim.SGD([{"params": [layer.weight], "weight_decay": options.weight_decay},
                                  {"params": [layer.bias]}], lr=options.learning_rate, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(part * options.epochs) for part in DECAYS])
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(derive_seed(options.seed, "transfer"))
     with progress("the linear layer", options.epochs, unit=" epochs", file=sys.stderr) as bar:
         for _ in range(options.epochs):
             for index in torch.randperm(len(labels), generator=generator).to(labels.device).split(IMAGES_IN_A_STEP):

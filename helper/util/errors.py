@@ -73,6 +73,8 @@ def _in_one_line(error):
     if type(error).__name__ == "OutOfMemoryError":
         return ("the GPU's memory is full: give a smaller --batch_size, --cuda_graph off, or --teacher_cache off; "
                 "the same command continues from the last finished epoch")
+    if "can't allocate memory" in str(error):
+        return "there is not enough memory: give a smaller --batch_size or --image_size"
     if distributed.world_size() > 1 and "onnection" in str(error):
         return "another process of this run has ended, see its message"
     return None

@@ -14,7 +14,7 @@ from dataset import Data
 from helper.device import open_device
 from helper.record.records import Record, read_run
 from helper.util.arguments import nonnegative_int, positive_int
-from helper.util.errors import UsageError
+from helper.util.errors import UsageError, printable
 from helper.util.files import write_bytes
 from models import Checkpoint, Classifier, load_model
 
@@ -127,4 +127,4 @@ def check_classes(loaded: LoadedCheckpoint, data: Data) -> None:
 
 def say(line: str) -> None:
     """A line on standard error, where progress is shown: standard output is for what is measured."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

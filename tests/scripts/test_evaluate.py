@@ -1,6 +1,10 @@
 """scripts/evaluate.py on the digits, and what it shares with export.py and analyze.py."""
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,6 +109,7 @@ def test_a_class_without_images_is_null_in_json_and_a_dash_in_the_table():
     (["{good}", "--json", "no/such/folder/x.json"], "name a file in a folder that exists"),
     (["{hundred}", "--dataset", "digits"], "has 100 classes, digits has 10: give the --dataset"),
     (["{damaged}", "--dataset", "digits"], "args.json is damaged"),
+    (["{list}", "--dataset", "digits"], "args.json is damaged"),
 ])
 def test_bad_input_is_one_line(digits_teacher, tmp_path, flags, says):
     hundred, damaged = tmp_path / "hundred.pth", tmp_path / "run" / "resnet14.pth"
@@ -112,7 +117,24 @@ def test_bad_input_is_one_line(digits_teacher, tmp_path, flags, says):
     torch.save(model_dict["resnet8"](num_classes=100).state_dict(), hundred)
     damaged.write_bytes(digits_teacher.read_bytes())
     (damaged.parent / "args.json").write_text('{"settings": ')
-    flags = [flag.format(good=digits_teacher, hundred=hundred, damaged=damaged) for flag in flags]
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "resnet14.pth").write_bytes(digits_teacher.read_bytes())
+    (tmp_path / "list" / "args.json").write_text("[]")
+    names = {"good": digits_teacher, "hundred": hundred, "damaged": damaged, "list": tmp_path / "list" / "resnet14.pth"}
+    flags = [flag.format(**names) for flag in flags]
     process = scripts.run("scripts/evaluate.py", *flags)
     assert process.returncode == 2 and not process.stdout
     assert process.stderr.count("\n") == 1 and says in process.stderr
+
+
+def test_names_that_are_no_text_and_an_output_that_is_not_utf8_are_shown_escaped(digits_teacher, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff\x1b")
+    folder.mkdir()
+    path = shutil.copy(digits_teacher, folder / "resnet14.pth")
+    command = [sys.executable, "scripts/evaluate.py", path, "--dataset", "digits", *map(str, QUICK)]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    text, found = (subprocess.run([*command, *flags], cwd=scripts.ROOT, env=environment, capture_output=True)
+                   for flags in ([], ["--json"]))
+    assert text.returncode == found.returncode == 0
+    assert b"\x1b" not in text.stdout + text.stderr and rb"\udcff\x1b/resnet14.pth" in text.stdout
+    assert json.loads(found.stdout)["checkpoint"] == str(path)

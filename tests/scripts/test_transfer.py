@@ -13,7 +13,7 @@ from helper.util.errors import RunError, UsageError
 from models import load_model
 from scripts import transfer
 from scripts.analysis.checkpoint import load
-from tests.support import images
+from tests.support import images, scripts
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,10 @@ def test_a_network_without_a_pooled_vector_is_refused(tmp_path):
     data = dataset.load("folder", str(images.class_folders(tmp_path / "data")), image_size=32)
     with pytest.raises(UsageError, match="squeezenet1_1 has no vector that a linear classifier reads"):
         transfer.features(load(str(tmp_path / "x.pth"), CPU), data, options(), CPU)
+
+
+def test_images_that_fit_in_no_memory_are_one_line(digits_teacher):
+    process = scripts.run("scripts/transfer.py", digits_teacher, "--dataset", "digits", "--image_size", 300000)
+    assert process.returncode == 1 and not process.stdout
+    assert process.stderr.splitlines()[1:] == [
+        "error: there is not enough memory: give a smaller --batch_size or --image_size"]
