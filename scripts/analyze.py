@@ -152,12 +152,17 @@ def trials_of(record: Record | None) -> list[list[dict]]:
             say(f"note      {error}; the run is left out")
             continue
         if sibling and settings_of(sibling) == settings_of(record):
-            trials.append(epochs_of(sibling)[: len(own)])
+            lines = epochs_of(sibling)[: len(own)]
+            if [line["epoch"] for line in lines] == [line["epoch"] for line in own]:
+                trials.append(lines)
     return trials
 
 
 def epochs_of(record: Record) -> list[dict]:
-    return [line for line in record.log if line["phase"] == "train"]
+    """The lines of log.jsonl for the network's own epochs, as far as they hold what is drawn."""
+    return [line for line in record.log if line["phase"] == "train" and isinstance(line.get("losses"), dict) and all(
+        isinstance(value, float | int) for value in (
+            line.get("loss"), line.get("train_top1"), line.get("test_loss"), *line["losses"].values()))]
 
 
 def settings_of(record: Record) -> dict:

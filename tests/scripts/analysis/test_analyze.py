@@ -94,6 +94,9 @@ def test_trials_are_the_finished_runs_of_the_same_settings(student, tmp_path, ca
     capsys.readouterr()
     assert trials_of(read_run(tmp_path / "own")) == trials
     assert "damaged/result.json is damaged" in capsys.readouterr().err
+    log = tmp_path / "second" / "log.jsonl"
+    log.write_text("".join(json.dumps(line | {"loss": "?"}) + "\n" for line in scripts.read_log(log.parent)))
+    assert len(trials_of(read_run(tmp_path / "own"))) == 1 and trials_of(read_run(tmp_path / "second")) == []
 
 
 def lines(top1):
