@@ -24,7 +24,8 @@ class CRDLoss(nn.Module):
     """NCE in both directions: the student against the bank of the teacher's embeddings, and vice versa.
 
     opt: s_dim and t_dim, the widths of the vectors; feat_dim, of the embeddings; n_data, the number of
-    training samples; nce_t, the temperature; nce_m, the momentum of the banks
+    training samples; nce_t, the temperature; nce_m, the momentum of the banks; nce_k, how many negatives are drawn
+    where none are given
     """
 
     def __init__(self, opt):
@@ -32,10 +33,20 @@ class CRDLoss(nn.Module):
         self.embed_s = Embed(opt.s_dim, opt.feat_dim, unit_length=True)
         self.embed_t = Embed(opt.t_dim, opt.feat_dim, unit_length=True)
         self.contrast = Contrast(opt.feat_dim, opt.n_data, opt.nce_t, opt.nce_m)
+        self.n_data, self.nce_k = opt.n_data, getattr(opt, "nce_k", None)
 
-    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor) -> Tensor:
+    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """f_s (B, s_dim), f_t (B, t_dim), idx (B,) the samples, contrast_idx (B, 1 + m) the positive
-        first, then m negatives; a scalar. The banks move on afterwards."""
+        first, then m negatives; a scalar. The banks are updated afterwards.
+
+        Without contrast_idx the negatives are drawn, as published, uniformly among all samples. Raises ValueError where
+        opt has no nce_k for it.
+        """
+        if contrast_idx is None:
+            if self.nce_k is None:
+                raise ValueError("give contrast_idx, or an opt with nce_k, the number of negatives to draw")
+            negatives = torch.randint(self.n_data, (len(idx), self.nce_k), device=idx.device)
+            contrast_idx = torch.cat([idx[:, None], negatives], dim=1)
         # exp(1 / nce_t) is beyond float16, and bfloat16 would round the scores: float32 whatever comes in.
         with torch.autocast(f_s.device.type, enabled=False):
             return self.contrast(self.embed_s(f_s.float()), self.embed_t(f_t.float()), idx, contrast_idx)

@@ -201,7 +201,7 @@ def _student_notes(o, given, unread):
     if o.avg == 0:
         lines += [f"warning   --{name} has no effect without the IKD term: give --avg"
                   for name in ("intra_T", "ikd_means") if name in given]
-    elif o.epochs == 1 and o.ikd_means == "epoch":
+    elif o.epochs == 1:
         lines.append("warning   --avg has no effect in one epoch: IKD begins with the second")
     if o.avg == 0 and o.warm_up > 1 and not {"warm_up", "recipe"} & set(given):
         lines.append(f"note      a warm-up of {o.warm_up} epochs, as in IKD's code; the CRD benchmark has none: "

@@ -103,9 +103,9 @@ def add_student_flags(parser: ArgumentParser) -> None:
     group.add_argument("--avg", type=nonnegative_float, default=0.0, metavar="W",
                        help="weight of the IKD term; 0: no IKD")
     group.add_argument("--intra_T", type=positive_float, default=2.0, metavar="T", help="temperature of the IKD term")
-    group.add_argument("--ikd_means", default="epoch", choices=("epoch", "all"),
-                       help="class means of IKD: over the views of the first epoch, as published, or over all views, "
-                            "from the teacher cache")
+    group.add_argument("--ikd_means", default="epoch", choices=("epoch", "all", "smooth"),
+                       help="class means of IKD: over the views of the first epoch, as published; over all views, "
+                            "from the teacher cache; smooth: smoothed labels in their place, as a control")
     group = parser.add_argument_group("teacher cache: the teacher's outputs, each computed once")
     group.add_argument("--teacher_cache", default="off", metavar="off|auto|on|DIR",
                        help="auto: if estimated to be faster; on: build it where it is missing; DIR: the same, there")

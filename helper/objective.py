@@ -1,12 +1,13 @@
 """What a run minimises: the sum of its terms."""
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import Batch
 from distiller_zoo import Method, Setup, Term
-from distiller_zoo.ikd import IKD
+from distiller_zoo.ikd import IKD, smoothed_labels
 from distiller_zoo.kd import KD
 from helper.util import distributed
 from helper.util.errors import UsageError
@@ -94,7 +95,9 @@ def student_objective(method: Method, setup: Setup, options) -> Objective:
     if method.alpha_adds_kd and options.alpha != 0:
         terms["kd"] = KD(setup, options)
     if options.avg != 0:
-        terms["ikd"] = IKD(setup.num_classes, options.intra_T, options.avg)
+        terms["ikd"] = ikd = IKD(setup.num_classes, options.intra_T, options.avg)
+        if options.ikd_means == "smooth":
+            ikd.fix_means(smoothed_labels(setup.num_classes, options.intra_T), torch.ones(setup.num_classes))
     terms = {name: term for name, term in terms.items() if term.active}
     if not terms:
         raise UsageError("every weight is 0, so there is nothing to minimise: give -r, -a, -b or --avg a value above 0")

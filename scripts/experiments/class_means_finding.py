@@ -40,7 +40,7 @@ class PublishedIKD(IKD):
 
     def end_epoch(self, epoch):
         if self.collecting:
-            self.means.copy_(self.sums / self.counts)
+            self.means.copy_(self.collected.sums / self.collected.counts)
 
 
 def collect(loader):
@@ -73,7 +73,7 @@ def compare(logits, labels):
     classes = torch.arange(len(right))
     error = (published - right).norm(dim=1) / right.norm(dim=1)
     correct = [means.argmax(1) == classes for means in (right, published)]
-    loss = [IKDLoss(TEMPERATURE)(logits, means, labels) for means in (right, published)]
+    loss = [IKDLoss(TEMPERATURE, reduction="none")(logits, means, labels) for means in (right, published)]
     print(f"{'classes':<12}{'relative error of the means':>30}{'largest logit is its class':>30}"
           f"{'IKD loss of the teacher itself':>34}")
     print(f"{'':<12}{'median':>15}{'largest':>15}{'right':>15}{'published':>15}{'right':>17}{'published':>17}")
@@ -90,7 +90,7 @@ def unseen(logits, labels):
     kept = labels != last
     logits, labels = logits[kept], labels[kept]
     for name, means in zip(("right", "published"), class_means(logits, labels), strict=True):
-        loss = IKDLoss(TEMPERATURE)(logits, means, labels)
+        loss = IKDLoss(TEMPERATURE, reduction="none")(logits, means, labels)
         bad = (~means[labels.unique()].isfinite()).any(1).sum()
         print(f"without class {last}, {name}: {bad} of the other {len(means) - 1} means are not finite, "
               f"{(~loss.isfinite()).sum():,} of {len(loss):,} losses are not")

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from dataset import Batch
-from distiller_zoo.ikd import IKD
+from distiller_zoo import METHODS, Setup
+from distiller_zoo.ikd import IKD, ClassMeans, IKDLoss, smoothed_labels
+from helper.cli import student_options
+from helper.objective import student_objective
 from models import Outputs
 
 CLASSES = 5
@@ -66,7 +69,7 @@ def test_unequal_counts_where_the_published_formula_goes_wrong():
         data = batches(counts)
         term = IKD(CLASSES, 2.0, 1.0)
         run_epoch(term, 1, data)
-        published = (term.sums / term.counts).float()
+        published = (term.collected.sums / term.collected.counts).float()
         assert torch.allclose(term.means, published) == equal
         for c, mean in naive_means(data).items():
             torch.testing.assert_close(term.means[c], mean)
@@ -87,7 +90,7 @@ def test_an_unseen_class_contributes_nothing_and_no_nan():
     data = batches([6, 6, 0, 6, 6])
     term = IKD(CLASSES, 2.0, 1.0)
     run_epoch(term, 1, data)
-    assert term.means.isfinite().all() and (term.sums / term.counts).isnan().any()
+    assert term.means.isfinite().all() and (term.collected.sums / term.collected.counts).isnan().any()
     logits = torch.randn(4, CLASSES, requires_grad=True)
     term.start_epoch(2, torch.Generator())
     loss = term(Outputs(logits), Outputs(), Batch(None, torch.tensor([2, 0, 2, 1]), None, None))
@@ -112,3 +115,36 @@ def test_it_never_waits_for_the_device_and_has_no_loop_over_samples():
         for epoch in (1, 2):
             term.collecting = epoch == 1
             assert term(student, teacher, batch).shape == ()
+
+
+def test_smoothed_labels_are_the_target_in_the_place_of_class_means():
+    """softmax(m_c/T) = (1 − s)·one-hot + s/C, whatever T; IKD then pulls to it from epoch 2 as to class means."""
+    target = (smoothed_labels(5, 3.0) / 3.0).softmax(1)
+    torch.testing.assert_close(target, 0.9 * torch.eye(5).double() + 0.02)
+    options = student_options(["--path_t", "t", "--avg", "2", "--intra_T", "3", "--ikd_means", "smooth", "-a", "0"])
+    out = Outputs(logits=torch.randn(4, 5))
+    setup = Setup(out, out, "s", "t", torch.arange(4), 5)
+    objective = student_objective(METHODS["kd"](setup, options), setup, options)
+    batch = Batch(None, torch.tensor([0, 1, 2, 2]), None, None)
+    for epoch in (1, 2):
+        objective.start_epoch(epoch, torch.Generator())
+        loss = objective(out, out, batch)["ikd"]
+        assert (loss == 0) == (epoch == 1)
+        objective.end_epoch(epoch)
+    log_p = (out.logits / 3).log_softmax(1)
+    kl = (target[batch.labels] * (target[batch.labels].log() - log_p)).sum(1).mean()
+    assert loss.item() == pytest.approx(2 * 9 * kl.item(), rel=1e-5)
+
+
+def test_class_means_of_a_loader_are_those_of_all_its_samples():
+    torch.manual_seed(0)
+    teacher = torch.nn.Linear(6, 4).train()
+    images, labels = torch.randn(50, 6), torch.arange(50) % 3
+    loader = list(zip(images.split(8), labels.split(8), strict=True))
+    means = ClassMeans(4).collect(teacher, loader)
+    logits = teacher(images)
+    for label in range(3):
+        torch.testing.assert_close(means[label], logits[labels == label].mean(0))
+    assert not means[3].any() and teacher.training
+    with pytest.raises(ValueError, match="'mean' or 'none'"):
+        IKDLoss(2.0, "sum")
