@@ -250,7 +250,7 @@ def _diagnosis(error: Exception, start: bytes) -> str:
         return (f"pickles more than tensors and plain data ({_shown(foreign[1])}), which could run any code, and is "
                 "not opened: take a file with the state dict alone, such as a ckpt_epoch_*.pth")
     if start.startswith((ZIP, LEGACY)):
-        return f"is truncated or corrupt ({printable(error)[:100]}): fetch or write it again"
+        return f"is truncated or corrupt ({printable(error)[:100] or type(error).__name__}): fetch or write it again"
     return "is not a PyTorch checkpoint: it may be a failed download; fetch or write it again"
 
 

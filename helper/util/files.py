@@ -5,11 +5,12 @@ import fcntl
 import io
 import json
 import os
+import resource
 import stat
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -86,18 +87,38 @@ def read_torch(file: BinaryIO) -> Any:
 
     torch.save stores a checksum of each record, which torch.load does not look at: here it is verified, so that a
     flipped bit is noticed. Compressed records, which could unpack to any size, are refused; torch.save writes none.
-    Raises zipfile.BadZipFile for both, and what torch.load raises for a file that is none of its own.
+    So is a file that asks for much more memory than it has bytes, as a crafted one can even without its own code.
+    Raises zipfile.BadZipFile for the former, and what torch.load raises for a file that is not its own.
     """
+    size = os.fstat(file.fileno()).st_size
     if file.read(len(ZIP)) == ZIP:  # the former format has no checksums
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-            if not stored or sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
+            if not stored or sum(record.file_size for record in records) > size:
                 raise zipfile.BadZipFile("its records are compressed or overlap")
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the record {damaged} does not match its checksum")
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with _memory_limit(4 * size + 2**30):  # twice the weights while they are read, and some for the rest
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _memory_limit(more: int) -> Iterator[None]:
+    """In the block, memory beyond `more` bytes in addition to today's is refused with an error; on Linux alone."""
+    if not os.path.exists("/proc/self/statm"):
+        yield
+        return
+    with open("/proc/self/statm") as statm:
+        now = int(statm.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = min([now + more, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def lock_folder(folder: str):

@@ -3,6 +3,7 @@ import argparse
 import os
 import pickle
 import random
+import resource
 import struct
 import tempfile
 import zipfile
@@ -295,6 +296,23 @@ def test_records_that_unpack_to_more_than_the_file_are_refused(tmp_path):
         for record in archive.infolist():
             bomb.writestr(record.filename, archive.read(record))
     assert "its records are compressed" in error_of(read_checkpoint, path)
+
+
+@pytest.mark.parametrize("name", ["torch\nTensor", "builtins\nbytearray"])
+def test_a_small_file_that_asks_for_much_memory_is_refused(tmp_path, name):
+    """{"model": {"a": NAME(10**10)}} as a pickle: torch.load allows both calls."""
+    def text(string):
+        return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+    number = b"\x8a\x08" + struct.pack("<q", 10**10)
+    pickled = b"\x80\x02}" + text("model") + b"}" + text("a") + f"c{name}\n".encode() + number + b"\x85Rss."
+    with zipfile.ZipFile(saved({}, tmp_path / "empty.pth")) as empty, zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+        for record in empty.infolist():
+            content = pickled if record.filename.endswith("data.pkl") else empty.read(record)
+            file.writestr(record.filename, content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "truncated or corrupt" in error_of(read_checkpoint, tmp_path / "a.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
 
 
 @pytest.mark.parametrize("data", [
