@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import dataset
-from dataset import Data, TrainData
+from dataset import Data, TrainData, TrainViews
 from distiller_zoo import METHODS, Method, Setup
 from distiller_zoo.ikd import IKD
 from helper import device as devices
@@ -116,12 +116,15 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
     if needs_all_views(options):
         _fix_means(objective, source, views, setup.num_classes)
     ahead = batches_ahead(setup.teacher, objective.reads, options.batch_size, views.labels.device)
-    yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead))
+    yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead,
+                                                      _deferred(trainee, source, views)))
 
 
 def teacher_phase(options: Namespace, trainee: Trainee, views: TrainData) -> Phase:
     """All epochs of a network that learns from the labels alone."""
-    return _main_phase(options, trainee, DistillLoader(views, NoTeacher(), options.batch_size))
+    source = NoTeacher()
+    return _main_phase(options, trainee, DistillLoader(views, source, options.batch_size,
+                                                       deferred=_deferred(trainee, source, views)))
 
 
 def decisions(options: Namespace, data: Data, device: torch.device, precision: Precision,
@@ -238,6 +241,11 @@ def _fix_means(objective, source, views, num_classes):
     term = objective.terms["ikd"]
     assert isinstance(term, IKD) and isinstance(source, CachedTeacher)  # plan_teacher has seen to that
     term.fix_means(*source.class_sums(views.labels, num_classes))
+
+
+def _deferred(trainee, source, views):
+    """Whether a captured step gathers its batch itself (DistillLoader.deferred)."""
+    return trainee.captured and isinstance(views, TrainViews) and source.gathers_on(views.labels.device)
 
 
 def _main_phase(options, trainee, loader):

@@ -105,7 +105,7 @@ def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> 
 def choose_step(phase: Phase) -> Step:
     """The way in which the phase's steps run: plain, with gradients shared by several processes, or captured."""
     phase.forward = distributed.wrap_ddp(phase.forward)
-    return CapturedStep(train_step, phase.optimizer) if phase.captured else train_step
+    return CapturedStep(train_step, phase) if phase.captured else train_step
 
 
 def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:

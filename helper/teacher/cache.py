@@ -77,6 +77,10 @@ class CachedTeacher:
         if self.fill is not None:
             self.fill(plan)
 
+    def gathers_on(self, device: torch.device) -> bool:
+        """Whether the tables are there; those that grow are read from their file."""
+        return self.fill is None and all(table.device.type == device.type for table in self.tables.values())
+
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         """The fields held, float32, on the batch's device."""

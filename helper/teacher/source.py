@@ -18,6 +18,9 @@ class TeacherSource(Protocol):
     def __call__(self, batch: Batch) -> Outputs:
         """The fields that the objective reads, float32, for the batch's views."""
 
+    def gathers_on(self, device: torch.device) -> bool:
+        """Whether a call does nothing but gather on this device, at most: then it may be part of a captured step."""
+
 
 class NoTeacher:
     """For runs that learn from the labels alone."""
@@ -27,6 +30,9 @@ class NoTeacher:
 
     def __call__(self, batch: Batch) -> Outputs:
         return Outputs()
+
+    def gathers_on(self, device: torch.device) -> bool:
+        return True
 
 
 class LiveTeacher:
@@ -44,3 +50,6 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         return self.precision.outputs(self.network, batch.images, self.reads) if self.reads else Outputs()
+
+    def gathers_on(self, device: torch.device) -> bool:
+        return False

@@ -16,8 +16,9 @@ from helper.cuda_graph import CapturedStep, is_captured
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
 from helper.step import Phase, train_step
+from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
-from helper.teacher.source import LiveTeacher
+from helper.teacher.source import LiveTeacher, NoTeacher
 from helper.util.errors import UsageError
 from helper.util.nested import tensors
 from models import model_dict
@@ -38,23 +39,36 @@ class Recording(TorchDispatchMode):
         return result
 
 
-def record(step):
-    """In the place of cuda_capture. The recorded run is itself the first step, so the first replay does nothing."""
-    recording, fresh = Recording(), [True]
-    with recording:
-        step()
+class Recorder:
+    """In the place of CudaGraphs. The recorded run is itself the first step, so the first replay does nothing.
 
-    @torch.no_grad()
-    def replay():
-        if fresh.pop() if fresh else False:
-            return
-        for function, args, kwargs, result in recording.calls:
-            again = function(*args, **kwargs)
-            for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(place, torch.Tensor) and place is not value:
-                    place.copy_(value)
+    held, released: how many recordings there are, and how many were released each time
+    """
 
-    return replay
+    def __init__(self):
+        self.held, self.released = 0, []
+
+    def capture(self, step):
+        recording, fresh = Recording(), [True]
+        with recording:
+            step()
+        self.held += 1
+
+        @torch.no_grad()
+        def replay():
+            if fresh.pop() if fresh else False:
+                return
+            for function, args, kwargs, result in recording.calls:
+                again = function(*args, **kwargs)
+                for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    if isinstance(place, torch.Tensor) and place is not value:
+                        place.copy_(value)
+
+        return replay
+
+    def release(self):
+        self.released.append(self.held)
+        self.held = 0
 
 
 def views_of_digits(n):
@@ -63,7 +77,7 @@ def views_of_digits(n):
     return dataset.TrainViews(dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few), CPU)
 
 
-def train(method, take_by, epochs=3, ahead=1):
+def train(method, take_by, epochs=3, ahead=1, cached=False):
     """A student's, its objective's and its meters' states after some epochs of BATCHES + 1 batches."""
     torch.manual_seed(0)
     views = views_of_digits(BATCHES * BATCH + LAST)
@@ -79,7 +93,11 @@ def train(method, take_by, epochs=3, ahead=1):
         *student.parameters(), *objective.parameters()]
     # The fused kernel takes its rate from a tensor, as the one of CUDA does.
     optimizer = torch.optim.SGD([p.requires_grad_() for p in trained], lr=0.01, momentum=0.9, fused=True)
-    loader = DistillLoader(views, LiveTeacher(teacher, objective.reads), BATCH, ahead)
+    source = LiveTeacher(teacher, objective.reads)
+    if cached:
+        source = CachedTeacher({"logits": torch.randn(len(views), 81, 10, generator=torch.Generator().manual_seed(0))},
+                               views.flip)
+    loader = DistillLoader(views, source, BATCH, ahead)
     phase = Phase("train", student, loader, objective, optimizer, lambda epoch: 0.01 / epoch, epochs, (0, "1"))
     take, meters, read = take_by(phase), Meters(list(objective.terms), CPU), []
     for epoch in range(1, epochs + 1):
@@ -96,16 +114,48 @@ def train(method, take_by, epochs=3, ahead=1):
 CAPTURABLE = [name for name, method in METHODS.items() if method.uncapturable is None]
 
 
+def capturing(graphs=Recorder):
+    return lambda phase: CapturedStep(train_step, phase, graphs())
+
+
 @pytest.mark.parametrize("method", CAPTURABLE)
 def test_a_captured_step_is_the_plain_one(method, monkeypatch):
-    """Bit for bit, over epochs of full batches and a last smaller one, in and after the epoch that IKD collects in."""
+    """Bit for bit, over epochs of full batches and a last smaller one, in and after the epoch that IKD collects in;
+    the counters of batch norm, which the recording leaves out, too."""
     monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 1)
     plain, _ = train(method, lambda phase: train_step, epochs=4)
-    captured, steps = train(method, lambda phase: CapturedStep(train_step, phase.optimizer, record), epochs=4)
+    captured, steps = train(method, capturing(), epochs=4)
     assert_same(plain, captured)
-    # After the first epoch, in which there is one small batch, IKD's mode is another.
+    # After the first epoch, in which there is one small batch, IKD's mode is another: the first one's graph is dropped.
     with_ikd = "ikd" in plain["meters"][0][0][-1]
-    assert sorted(size for size, _ in steps.graphs) == [LAST] + [BATCH] * (1 + with_ikd)
+    assert sorted(size for size, _ in steps.captured) == [LAST, BATCH]
+    assert steps.graphs.released == [1] * with_ikd and steps.graphs.held == 2
+    counters = [value for name, value in plain["net"].items() if name.endswith("num_batches_tracked")]
+    assert len(counters) > 5 and steps.counts.norms
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_captured_step_gathers_its_batch(cached, monkeypatch):
+    """Then index and view are all that is copied to it; the bits stay."""
+    monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 1)
+    plain, _ = train("kd", lambda phase: train_step, cached=cached)
+
+    def deferred(phase):
+        phase.loader.deferred = True
+        return CapturedStep(train_step, phase, Recorder())
+
+    captured, steps = train("kd", deferred, cached=cached)
+    assert_same(plain, captured)
+    assert {len(list(tensors(places))) for places, _ in steps.captured.values()} == {2}
+
+
+def test_which_teachers_a_captured_step_may_ask():
+    views, cuda = views_of_digits(2), torch.device("cuda")
+    live = LiveTeacher(model_dict["resnet8"](num_classes=10), frozenset({"logits"}))
+    cached = CachedTeacher({"logits": torch.zeros(2, 81, 10)}, views.flip)
+    growing = CachedTeacher(cached.tables, views.flip, fill=lambda plan: None)
+    assert NoTeacher().gathers_on(CPU) and cached.gathers_on(CPU)
+    assert not any(source.gathers_on(device) for source, device in ((live, CPU), (growing, CPU), (cached, cuda)))
 
 
 def test_methods_say_why_they_are_not_captured():
@@ -126,16 +176,49 @@ def test_methods_say_why_they_are_not_captured():
         is_captured("on", drawing, torch.device("cuda"))
 
 
-def test_where_a_capture_fails_training_goes_on_eagerly(capsys):
-    def fails(step):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+class Failing(Recorder):
+    """The end of a capture raises too, as CUDA's does, which hides the cause."""
 
+    def capture(self, step):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        finally:
+            raise RuntimeError("the capture was invalidated")
+
+
+def test_where_a_capture_fails_training_continues_eagerly_and_the_cause_is_named(capsys):
     plain, _ = train("kd", lambda phase: train_step)
-    other, steps = train("kd", lambda phase: CapturedStep(train_step, phase.optimizer, fails))
+    other, steps = train("kd", capturing(Failing))
     assert_same(plain, other)
-    said = capsys.readouterr().out.splitlines()
-    assert said and all("captured (operation not permitted when stream is capturing)" in line for line in said)
-    assert not steps.graphs
+    assert capsys.readouterr().out.splitlines() == [
+        "note      the step cannot be captured (operation not permitted when stream is capturing): continuing eagerly"]
+    assert not steps.captured and steps.graphs.released == [0]
+
+
+def test_a_step_that_runs_out_of_memory_beside_the_graphs_is_repeated_without_them(monkeypatch, capsys):
+    """As if it had not begun: batch norm's statistics, which it has moved already, and IKD's sums are as before."""
+    monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 1)
+    plain, _ = train("dkd", lambda phase: train_step)
+    fails = iter([True] + [False] * 9)
+
+    def step(phase, batch, teacher, meters):
+        if len(batch.labels) == LAST and phase.objective.mode()[-1] is False and next(fails):
+            phase.forward(batch, teacher)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+        train_step(phase, batch, teacher, meters)
+
+    other, steps = train("dkd", lambda phase: CapturedStep(step, phase, Recorder()))
+    assert_same(plain, other)
+    assert capsys.readouterr().out.count("(CUDA out of memory. Tried to allocate 2.00 GiB.): continuing eagerly") == 1
+    assert not steps.captured and steps.graphs.released == [1, 1]
+
+
+def test_out_of_memory_without_graphs_is_the_runs_own():
+    def step(phase, batch, teacher, meters):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train("kd", lambda phase: CapturedStep(step, phase, Recorder()))
 
 
 @pytest.mark.parametrize("method", ["kd", "attention"])
