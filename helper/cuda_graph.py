@@ -41,14 +41,16 @@ class CudaGraphs:
         """
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=_stream(), capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what eager steps have left, which a graph cannot use
+        with torch.cuda.stream(_stream()):
+            # Another thread may allocate meanwhile: the one that pins the memory of images that are read from files.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
                 step()
-        except RuntimeError:
-            torch.cuda.set_stream(stream)
-            _recover(self.pool)
-            raise
+            finally:
+                self._end(graph)
         self.graphs.append(graph)
         return graph.replay
 
@@ -59,17 +61,20 @@ class CudaGraphs:
         self.pool, self.graphs = None, []
         torch.cuda.empty_cache()
 
-
-def _recover(pool):
-    """After a failed capture: the allocator still serves the capture's stream from its pool and holds back what is
-    freed, and the generators count as captured, so that dropout raises."""
-    device = torch.cuda.current_device()
-    for let_go in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-        with contextlib.suppress(RuntimeError):  # how far the capture came decides on what is left to do
-            let_go(device, pool)
-    place = torch.zeros((), device="cuda")
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(), capture_error_mode="thread_local"):
-        place.zero_()
+    def _end(self, graph):
+        """End a capture. Where CUDA refuses, the allocator would still serve the stream from the pool and hold back
+        what is freed, and the generators would count as captured, so that dropout raises."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            device, place = torch.cuda.current_device(), torch.zeros((), device="cuda")
+            torch._C._cuda_endAllocateToPool(device, self.pool)
+            torch._C._cuda_releasePool(device, self.pool)
+            trivial = torch.cuda.CUDAGraph()
+            trivial.capture_begin(capture_error_mode="thread_local")
+            place.zero_()
+            trivial.capture_end()
+            raise
 
 
 def is_captured(asked: str, objective, device: torch.device) -> tuple[bool, dict[str, str]]:

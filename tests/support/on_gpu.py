@@ -1,0 +1,73 @@
+"""A small training on a CUDA device, as the tests of tests/gpu hold it against others."""
+import dataclasses
+
+import pytest
+import torch
+
+import dataset
+from helper import build
+from helper.cli import student_options
+from helper.meters import Meters
+from helper.step import choose_step
+from helper.teacher.cache import CachedTeacher
+from helper.teacher.loader import DistillLoader
+from helper.teacher.plan import TeacherPlan
+from models import build as build_network
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def few_digits(n=44):
+    """The first n training images of the digits, as training and test set."""
+    digits = dataset.load("digits", "")
+    few = dataset.Split(digits.train.images[:n], digits.train.labels[:n])
+    return dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few)
+
+
+def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=None, captured=True, cached=False,
+              batch_size=16):
+    """A run's phases, as train_student.py makes them, of a teacher with random weights.
+
+    captured: False leaves out what `--cuda_graph` decides; cached: a table of the teacher's outputs on the device
+    """
+    torch.manual_seed(0)
+    data = data or few_digits()
+    options = student_options(["--path_t", "t", "--model_s", student, "--learning_rate", "0.01", "--warm_up", "0",
+                               "--init_epochs", "2", "--epochs", "3", "--batch_size", str(batch_size), *flags,
+                               *([] if captured else ["--cuda_graph", "off"])])
+    network = build_network(teacher, len(data.classes)).requires_grad_(False)
+    trainee = build.make_student(options, data, network, device)
+    views = data.train_views(device)
+    teaching = TeacherPlan(network, trainee.objective.reads, "live", None, {}, batch_size, trainee.precision)
+    for phase in build.student_phases(options, trainee, network, teaching, views, record=None):
+        if cached and phase.name == "train":
+            table = torch.randn(len(views), 81, len(data.classes), generator=torch.Generator().manual_seed(0))
+            source = CachedTeacher({"logits": table.to(device)}, views.flip)
+            phase.loader = DistillLoader(views, source, batch_size, deferred=trainee.captured)
+        yield phase
+
+
+def train(phases, step_of=choose_step):
+    """Train all epochs of the phases; the last one's student's state and the losses of every epoch."""
+    read = []
+    for phase in phases:
+        step, meters = step_of(phase), Meters(list(phase.objective.terms), phase.loader.device)
+        for epoch in range(1, phase.epochs + 1):
+            phase.start_epoch(epoch)
+            meters.reset()
+            for batch, outputs in phase.batches(epoch):
+                step(phase, batch, outputs, meters)
+            averages = meters.read(phase.objective.reads_student)
+            read.append([averages.loss, *averages.losses.values()])
+            phase.end_epoch(epoch)
+        state = {name: value.cpu().clone() for name, value in phase.student.state_dict().items()}
+        phase.close()
+    return state, read, step
+
+
+def with_precision(phases, **changes):
+    """The phases with another precision of the student."""
+    for phase in phases:
+        phase.precision = dataclasses.replace(phase.precision, **changes)
+        yield phase
