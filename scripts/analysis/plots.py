@@ -11,7 +11,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from helper.util.errors import printable
@@ -129,7 +129,7 @@ def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float
         # The limits follow the lines: on this scale a band may reach down to 0.
         left.set(yscale="log", ylim=(lowest / 1.5, highest * 1.5))
         left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        left.yaxis.set_major_formatter(ScalarFormatter())
+        left.yaxis.set_major_formatter("{x:g}")
         left.yaxis.set_minor_formatter(NullFormatter())
     for look, lines in runs:
         _curve(right, lines, lambda line: line["test_top1"], f"{look.label}, test", color=look.colour, linewidth=1.6,

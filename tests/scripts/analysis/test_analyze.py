@@ -189,6 +189,8 @@ def test_legends_cover_nothing(figures):
 
 def test_networks_and_loss_terms_differ_by_colour_and_by_dashes(figures):
     left, right = figures["curves"].axes
+    left.set_ylim(0.01, 20)
+    assert left.yaxis.get_major_formatter()(0.02) == "0.02"
     for ax in (left, right):
         styles = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
         assert len(set(styles)) == len(styles)
