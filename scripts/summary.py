@@ -26,8 +26,8 @@ def main():
     for fault in faults:
         print(f"note: {printable(fault)}", file=sys.stderr)
     rows = rows_of(records, folder)
-    lines = [(row.pair.replace("->", "→"), name_in(row, rows), record.trial, f"{record.result['last']['top1']:.2f}",
-              f"{record.result['best']['top1']:.2f}", f"{record.result['seconds']:.1f}")
+    lines = [(row.pair.replace("->", "→"), name_in(row, rows), record.trial, f"{record.final['last']['top1']:.2f}",
+              f"{record.final['best']['top1']:.2f}", f"{record.final['seconds']:.1f}")
              for row in rows for record in row.records]
     if not lines:
         raise UsageError(f"no finished student under {folder}/student_model: train one, or give --save_dir")

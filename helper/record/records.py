@@ -44,6 +44,12 @@ class Record:
         return self.folder.name
 
     @property
+    def final(self) -> dict:
+        """The result of a finished run."""
+        assert self.result is not None
+        return self.result
+
+    @property
     def is_student(self) -> bool:
         return "distill" in self.settings
 

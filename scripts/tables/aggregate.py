@@ -37,7 +37,7 @@ class Row:
 
     def values(self, epoch: str) -> list[float]:
         """The test accuracies in percent at the 'last' or the 'best' epoch, a trial an element."""
-        return [record.result[epoch]["top1"] for record in self.records]
+        return [record.final[epoch]["top1"] for record in self.records]
 
     @property
     def failed(self) -> bool:
@@ -65,12 +65,13 @@ def rows_of(records: list[Record], save_dir: str, asked: list[dict] | None = Non
             missing.setdefault(place, {})[run["trial"]] = _state(record, logs.failed(run["name"]))
     for place in missing:  # a row of which nothing is there is a row all the same
         if not any(key[:-1] == place for key in groups):
-            groups[(*place, ())] = {}
+            groups.setdefault((*place, ()), {})
     pairs = list(dict.fromkeys(run["pair"] for run in runs))
     rows = []
     for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1])):
-        found = [groups[key][trial] for trial in sorted(groups[key], key=_natural)]
-        rows.append(Row(*key[:3], found[0].identity if found else {}, tuple(found), missing.get(key[:-1], {})))
+        found, (pair, method, variant, _) = [groups[key][trial] for trial in sorted(groups[key], key=_natural)], key
+        rows.append(Row(pair, method, variant, found[0].identity if found else {}, tuple(found),
+                        missing.get((pair, method, variant), {})))
     return rows
 
 
@@ -182,7 +183,7 @@ def _teacher(rows):
         how = "cached" if cached else "live"
         how += f" in {'bfloat16' if record.settings.get('amp') == 'bf16' and not cached else 'float32'}"
         how += f" on {record.settings.get('device')}"
-        found.setdefault(record.result["teacher_top1"], set()).add(how)
+        found.setdefault(record.final["teacher_top1"], set()).add(how)
     return [{"top1": top1, "how": " and ".join(sorted(found[top1]))}
             for top1 in sorted(found, key=lambda top1: ("float32" not in str(found[top1]), top1))]
 
@@ -225,7 +226,7 @@ def significance(rows: list[Row]) -> list[dict]:
         for other in rows[i + 1:]:
             if other.pair != row.pair or not _comparable(row.identity, other.identity):
                 continue
-            mine, theirs = ({r.trial: r.result["last"]["top1"] for r in x.records} for x in (row, other))
+            mine, theirs = ({r.trial: r.final["last"]["top1"] for r in x.records} for x in (row, other))
             common = [trial for trial in mine if trial in theirs]
             if not common:
                 continue

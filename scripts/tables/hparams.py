@@ -22,19 +22,19 @@ def write_hparams(rows: list[Row]) -> None:
                 continue
             for before in folder.glob(f"*{SUFFIX}"):
                 before.unlink()
-            metrics = {f"result/{name}_top1": record.result[name]["top1"] for name in ("last", "best")}
+            metrics = {f"result/{name}_top1": record.final[name]["top1"] for name in ("last", "best")}
             experiment, start, end = hparams(_settings(record), metrics)
             held = HParamsPluginData.FromString(start.value[0].metadata.plugin_data.content)
             held.session_start_info.group_name = f"{row.pair} {name_in(row, rows)}"
             start.value[0].metadata.plugin_data.content = held.SerializeToString()
             writer = FileWriter(str(folder), filename_suffix=SUFFIX)
             for summary in (experiment, start, end, *(scalar(name, value) for name, value in metrics.items())):
-                writer.add_summary(summary, record.result["last"]["epoch"])
+                writer.add_summary(summary, record.final["last"]["epoch"])
             writer.close()
 
 
 def _settings(record):
     """What TensorBoard can hold: numbers, truth values and texts."""
-    plain = {"pair": record.pair, "method": record.method, "teacher_accuracy": record.result["teacher_top1"]}
+    plain = {"pair": record.pair, "method": record.method, "teacher_accuracy": record.final["teacher_top1"]}
     return plain | {key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
                     for key, value in record.identity.items() if key != "teacher_top1"}

@@ -22,6 +22,7 @@ def accuracy_curves(pair: str, rows: list[Row]) -> str:
     trials. Texts and axes have the colour of the text around it."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     style = {"svg.hashsalt": pair, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
              **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)}
@@ -30,16 +31,16 @@ def accuracy_curves(pair: str, rows: list[Row]) -> str:
         figure = Figure(figsize=(7.2, 3.6 + 0.2 * lines), layout="constrained")
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
-            _curve(axes, row, name_in(row, rows), COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
-                   if len(rows) > len(COLOURS) else DASHES[i % len(DASHES)])
-        teachers = {record.result["teacher_top1"] for row in rows if row.method != "ce" for record in row.records}
+            _curve(axes, row, name_in(row, rows), COLOURS[i % len(COLOURS)],
+                   DASHES[(i + i // len(COLOURS)) % len(DASHES)])
+        teachers = {record.final["teacher_top1"] for row in rows if row.method != "ce" for record in row.records}
         if len(teachers) == 1:
             axes.axhline(*teachers, color=TEXT, linewidth=0.9, linestyle=(0, (1, 3)), label="teacher")
         # The first fifth of a long schedule climbs from far below where the rows differ.
         starts = [row.records[0].curve("test_top1") for row in rows]
         if min(map(len, starts)) >= 30:
             axes.set_ylim(bottom=min(curve[len(curve) // 5] for curve in starts))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel="test accuracy, %")
         axes.grid(alpha=0.2, color=TEXT)
         axes.spines[["top", "right"]].set_visible(False)

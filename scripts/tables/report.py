@@ -46,7 +46,7 @@ def write_report(save_dir: str, out: str, asked: dict | None, with_significance:
     Raises UsageError where there is nothing to report.
     """
     records, faults = read_records(save_dir)
-    rows = rows_of(records, save_dir, asked and asked["runs"])
+    rows = rows_of(records, save_dir, asked["runs"] if asked else None)
     if not any(row.records or row.failed for row in rows):
         raise UsageError(f"no finished student {'of this table ' if asked else ''}under {save_dir}/student_model: "
                          "train one, or give --save_dir")
@@ -100,7 +100,8 @@ def pair_part(block: dict, picture: str) -> Part:
                          for found in measured)
     text = (f"The teacher tests at {tests or 'what no finished run has measured'}"
             + (f"; published {figure_words(known)}" if known else "") + ".")
-    lines, missing, marks = [], [], {}
+    lines, missing = [], []
+    marks: dict[str, str] = {}
     for row in block["rows"]:
         said = [marks.setdefault(remark, f"[{len(marks) + 1}]") for remark in row["remarks"]]
         count = str(row["last"]["n"]) + (f", without {', '.join(row['missing'])}" if row["missing"] else "")

@@ -50,16 +50,18 @@ class Logs:
 
 
 class Stop:
-    """Listens for SIGINT and SIGTERM; a second one is passed on to `again`, once it is set."""
+    """Listens for SIGINT and SIGTERM; a second one kills the processes in `kill`."""
 
-    def __init__(self):
-        self.signum, self.again = None, None
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.kill: list[subprocess.Popen] = []
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum, frame):
-        if self.signum is not None and self.again is not None:
-            self.again()
+        if self.signum is not None:
+            for process in self.kill:
+                process.kill()
         self.signum = signum
 
 
@@ -106,7 +108,7 @@ class Local:
     def stop(self, stop: Stop) -> str:
         """Ask every run to save and to end, and wait for them; a second signal ends them at once."""
         processes = [process for _, process in self.running.values()]
-        stop.again = lambda: [process.kill() for process in processes]
+        stop.kill = processes
         for process in processes:
             process.terminate()
         for process in processes:
@@ -138,7 +140,8 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
     Raises Interrupted once everything is stopped.
     """
     by_name, failed = {job.name: job for job in jobs}, {}
-    running, waiting = [], [job for job in jobs if not job.done]
+    running: list[Job] = []
+    waiting = [job for job in jobs if not job.done]
     while waiting or running:
         if stop.signum is not None:
             display.say(backend.stop(stop))
@@ -160,7 +163,7 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display
             display.ended(job, failed[job.name])
         # Done: by another process that works on the same table.
         waiting = [job for job in waiting if job.name not in failed and not job.done]
-        ready = []
+        ready: list[Job] = []
         for job in waiting:
             if len(ready) == backend.free:
                 break
@@ -216,7 +219,7 @@ class Display:
             return self.say(f"failed  {job.title}: {reason}")
         self.done.add(job.name)
         self.epochs[job.name] = job.epochs
-        result = read_result(job.folder, bool(job.pairs))
+        result = read_result(job.folder, bool(job.pairs)) or {}
         self.say(f"{len(self.done):>{len(str(len(self.jobs)))}}/{len(self.jobs)}  {job.title}: last "
                  f"{result['last']['top1']:.2f}, best {result['best']['top1']:.2f}; {clock(result['seconds'])}")
 

@@ -64,7 +64,7 @@ class Slurm:
         return sys.maxsize  # the queue is Slurm's
 
     def state(self, job: Job) -> str:
-        return "queued" if self.states.get(self.ids.get(job.name)) == "PENDING" else "running"
+        return "queued" if self.states.get(self.ids.get(job.name, "")) == "PENDING" else "running"
 
     def start(self, jobs: list[Job]) -> None:
         """Submit these as an array, but for those that an earlier process has submitted.

@@ -19,7 +19,7 @@ class SlurmTask:
 
     def __init__(self, argv: list[str], folder: str, log: str, environment: dict[str, str]):
         self.argv, self.folder, self.log, self.environment = argv, folder, log, environment
-        self.process = None
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> None:
         """Raises RuntimeError with the exit code of a run that failed."""
@@ -28,12 +28,13 @@ class SlurmTask:
             log.flush()
             self.process = children.start(self.argv, _ignore_warning, cwd=self.folder, stdin=subprocess.DEVNULL,
                                           stdout=log, stderr=subprocess.STDOUT, env=os.environ | self.environment)
-        code = self.process.wait()
+            code = self.process.wait()
         if code:
             raise RuntimeError(f"exit code {code}, see {self.log}")
 
     def checkpoint(self) -> DelayedSubmission:
         """Called in a signal's handler, while __call__ waits: the run saves and ends, and is to be called again."""
+        assert self.process is not None
         self.process.terminate()
         # Not Popen.wait, whose lock __call__ holds.
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)

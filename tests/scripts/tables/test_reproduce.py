@@ -400,7 +400,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(small, tmp_path, stop, c
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
-def test_stopped_in_any_way_no_run_is_left_and_all_go_on(small, name, tmp_path, stop):
+def test_stopped_in_any_way_no_run_is_left_and_all_continue(small, name, tmp_path, stop):
     """The process that runs them is another: it is sent the signal, and its runs must end too, having saved."""
     jobs = [small(f"s{i}", epochs=40, seconds=0.03) for i in range(3)]
     plain = [(job.name, job.folder, job.argv, job.epochs) for job in jobs]

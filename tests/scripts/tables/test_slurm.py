@@ -1,6 +1,6 @@
 """Tables on a cluster: a real Slurm that the tests start, with runs that are killed, requeued, and fail.
 
-The runs are test_reproduce.py's, which take no time, save at SIGTERM and go on from what was saved.
+The runs are test_reproduce.py's, which take no time, save at SIGTERM and continue from what was saved.
 """
 import json
 import os
@@ -65,7 +65,7 @@ class Meanwhile(threading.Thread):
 
 
 @pytest.mark.parametrize("how", ["requeue", "time is up"])
-def test_a_killed_run_is_requeued_and_goes_on_and_a_failed_one_stops_no_other(
+def test_a_killed_run_is_requeued_and_continues_and_a_failed_one_stops_no_other(
         how, small, slurm, tmp_path, stop):  # noqa: F811
     cause = tmp_path / "cause"
     cause.write_text("the loss is not finite")
