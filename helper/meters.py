@@ -41,7 +41,7 @@ class Meters:
         self.first_bad = torch.full((len(self.names),), NEVER, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        """Begin anew, in the same tensors: a captured step goes on writing to them."""
+        """Begin anew, in the same tensors: a captured step keeps writing to them."""
         for tensor in (self.sums, self.correct, self.samples, self.step):
             tensor.zero_()
         self.first_bad.fill_(NEVER)

@@ -28,7 +28,7 @@ def digits_teacher(tmp_path_factory):
 
 @pytest.fixture
 def cifar_server(tmp_path, monkeypatch):
-    """A server of a small archive in CIFAR-100's format, which torchvision is told to fetch from."""
+    """A server of a small archive in CIFAR-100's format, which torchvision is made to fetch from."""
     from torchvision import datasets
 
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe and Ito's colours, told apart by all kinds of sight.
+# Okabe and Ito's colours, distinct for all kinds of sight.
 COLOURS = {"cat": "#0072B2", "dog": "#D55E00", "ship": "#009E73"}
 CENTRES = {"cat": (0.0, 0.0), "dog": (2.6, 0.5), "ship": (1.1, 2.5)}
 

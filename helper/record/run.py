@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -30,7 +29,8 @@ RESUME_IGNORED_OPTIONS = {"print_freq", "tb_freq", "save_freq", "num_workers", "
 STATE = "resume.pth"
 
 
-class Earlier(NamedTuple):
+@dataclass(frozen=True)
+class Earlier:
     """What the run's folder holds of it: its result once it is finished, else the state to continue from.
 
     decisions: what the run decided when it began, beside its options; empty for a new one
@@ -38,7 +38,7 @@ class Earlier(NamedTuple):
 
     result: dict | None = None
     state: dict | None = None
-    decisions: Mapping[str, Any] = MappingProxyType({})
+    decisions: dict[str, Any] = field(default_factory=dict)
 
 
 class Record:

@@ -117,7 +117,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
     @torch.no_grad()
     def loss(part):
         batch = views.batch(torch.arange(60)[part], torch.full((60,), 80)[part])
-        student, teacher = (Outputs(*network(batch.images, named=True)) for network in networks)
+        student, teacher = (Outputs(*network(batch.images, named=True, cam=True)) for network in networks)
         return term(student, teacher, batch).item()
 
     assert loss(slice(None)) == pytest.approx((20 * loss(slice(20)) + 40 * loss(slice(20, 60))) / 60, rel=1e-4)

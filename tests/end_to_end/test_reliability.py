@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
     assert torch.load(path, weights_only=True) == {"more": 1}
 
 
-# Files of at most 400 kB, where resnet8's state to go on from takes more: what a full disk does.
+# Files of at most 400 kB, where resnet8's state takes more: what a full disk does.
 LIMITED = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
