@@ -115,7 +115,7 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
     source = teaching.open(views, lambda: record.stop_if_asked(together=False))
     if needs_all_views(options):
         _fix_means(objective, source, views, setup.num_classes)
-    ahead = batches_ahead(setup.teacher, objective.reads, options.batch_size, views.labels.device)
+    ahead = batches_ahead(views, source, objective.reads, options.batch_size)
     yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead,
                                                       _deferred(trainee, source, views)))
 

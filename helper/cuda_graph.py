@@ -13,6 +13,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class CudaGraphs:
     in it."""
 
     def __init__(self):
-        self.pool, self.graphs = None, []
+        self.pool: Any = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture what `step` launches, without running it; returns what runs it.
@@ -109,7 +111,7 @@ class BatchCounts:
 
     def read(self) -> Tensor:
         """(norms,) int64, as they are."""
-        held = [norm.num_batches_tracked for norm in self.norms]
+        held = [norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None]
         return torch.stack(held) if held else torch.zeros(0)
 
     @contextlib.contextmanager
@@ -205,8 +207,9 @@ class CapturedStep:
 
     def _capture(self, kind, phase, places, meters):
         counted = [int(n) for n in self.counted[kind].tolist()]
+        batch, teacher = places
         with self.counts.left_out():
-            replay = self.graphs.capture(lambda: self._run(phase, *places, meters))
+            replay = self.graphs.capture(lambda: self._run(phase, batch, teacher, meters))
         self.captured[kind] = places, self.counts.repeats(replay, counted)
 
     def _continue_eagerly(self, error, phase, batch, teacher, meters):

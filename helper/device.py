@@ -7,6 +7,7 @@ import torch
 
 from helper.util import distributed
 from helper.util.errors import UsageError
+from helper.util.gpu import runs_per_gpu
 
 
 def open_device(options: Namespace) -> torch.device:
@@ -40,7 +41,8 @@ def open_device(options: Namespace) -> torch.device:
 def describe(device: torch.device) -> str:
     """'cuda, NVIDIA H100' or 'cpu, AMD EPYC, 2 threads'."""
     if device.type == "cuda":
-        return f"cuda, {torch.cuda.get_device_name(device)}"
+        runs = runs_per_gpu()
+        return f"cuda, {torch.cuda.get_device_name(device)}" + (f", shared by {runs} runs" if runs > 1 else "")
     threads = torch.get_num_threads()
     return f"cpu, {_processor()}, {threads} thread{'s' * (threads > 1)}"
 

@@ -47,6 +47,7 @@ from helper.util.errors import RunError, UsageError
 from helper.util.files import write_bytes, write_json
 from helper.util.progress import progress
 from models import Classifier, Outputs
+from models.precision import FLOAT32
 
 FIELDS = ("logits", "pooled")
 FORMAT = 3
@@ -225,7 +226,7 @@ class Cache:
         """Bring these rows (ascending; None for all) of these fields onto the disk, after `prepare`; those that do not
         have their checksum are computed anew. The work is shared with the processes that do the same at the same time.
 
-        batch_size: views in a batch of the teacher
+        batch_size: views in a batch of the teacher, halved where the device has no room for so many
         stop: called often; may raise to leave, what is done stays
         Raises RunError for values that the type of the cache cannot hold, and where rows of a cache that can only be
         read are damaged.
@@ -248,8 +249,9 @@ class Cache:
                 for number, part in blocks:
                     done = len(rows) - int(_missing(marks, rows).sum())
                     if locks.take(number):
-                        self._compute(part[_missing(marks, part)], marks, files, network, views, batch_size, stop,
-                                      lambda here, done=done: bar.update(done + here - bar.n))
+                        batch_size = self._compute(
+                            part[_missing(marks, part)], marks, files, network, views, batch_size, stop,
+                            lambda here, done=done: bar.update(done + here - bar.n))
                         locks.let_go(number)
                     else:
                         busy.append((number, part))
@@ -302,25 +304,26 @@ class Cache:
             rows = torch.from_numpy(np.setdiff1d(probed, self._damaged(name, probed)))
             if len(rows) == 0:
                 continue
-            live = getattr(self._outputs(rows, network, views), name).float().cpu()
+            live = self._outputs(rows, network, views, [name])[name].float().cpu()
             stored = self.table(name).flatten(0, 1)[rows].float()
             # Wide enough for other kernels, TF32 and float16, far too narrow for another teacher or for zeros.
             if not (stored - live).abs().max() <= 0.01 * live.abs().max():
                 return f"{name}.bin does not hold this teacher's outputs"
         return None
 
-    def _outputs(self, rows, network, views):
-        """The teacher's named outputs for rows, (m,) int64 on the CPU."""
+    def _outputs(self, rows, network, views, fields):
+        """These of the teacher's outputs, by field, for rows, (m,) int64 on the CPU; no others are kept."""
         index = (rows // self.shape[1]).to(views.labels.device)
         view = views_of(self.flip)[rows % self.shape[1]].to(views.labels.device)
-        with torch.autocast(index.device.type, enabled=False):
-            return network(views.gather(index, view), named=True)
+        out = FLOAT32.outputs(network, views.gather(index, view), frozenset(fields))
+        return {name: getattr(out, name) for name in fields}
 
     @torch.inference_mode()
     def _compute(self, rows, marks, files, network, views, batch_size, stop, show):
         """Compute these rows of the fields that lack them, write them, and mark them once they are on the disk.
 
         rows: (m,) int64, ascending; show: called with the number of rows done
+        Returns the batch size that the device had room for.
         """
         first, saved = 0, time.monotonic()
         sums = {name: np.zeros(len(rows), np.uint32) for name in files}
@@ -334,19 +337,26 @@ class Cache:
 
         start = 0
         try:
-            for start in range(0, len(rows), batch_size):
+            while start < len(rows):
                 show(start)
                 stop()
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     first, saved = save(start), time.monotonic()
                 # Every batch is a full one: the last is filled up with rows that were there before.
                 part = torch.from_numpy(rows[np.arange(start, start + batch_size) % len(rows)])
-                out = self._outputs(part, network, views)
+                try:
+                    out = self._outputs(part, network, views, list(files))
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2
+                    continue
                 for name, written in self._write(files, marks, rows[start : start + batch_size], out).items():
                     sums[name][start : start + len(written)] = written
-            start = len(rows)
+                start = min(start + batch_size, len(rows))
         finally:
             save(start)
+        return batch_size
 
     def _write(self, files, marks, rows, out):
         """Put the first outputs of a batch in their places, a piece for each run of neighbouring rows.
@@ -355,7 +365,7 @@ class Cache:
         """
         written = {}
         for name, file in files.items():
-            values = getattr(out, name)[: len(rows)].to(self.dtype).cpu().contiguous()
+            values = out[name][: len(rows)].to(self.dtype).cpu().contiguous()
             if not values.isfinite().all():
                 raise RunError(f"the teacher's {name} exceed what {self.dtype} holds: give --cache_dtype float32")
             lacking = np.flatnonzero(marks[name][rows] == 0)

@@ -2,8 +2,9 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +17,17 @@ from helper.teacher.source import LiveTeacher, TeacherSource
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.files import write_json
-from helper.util.nested import tensors
-from models import Classifier, Outputs
-from models.precision import FLOAT32, Precision
+from helper.util.gpu import free_memory
+from models import Classifier
+from models.precision import FLOAT32, LOGITS, Precision
 
-# Views in a batch of the build on a GPU: enough to fill it. On the CPU larger batches than a run's gain nothing.
-CUDA_BATCH = 4096
-# How many times faster than in training's batches the teacher runs in the build's on a GPU: cautious, not measured.
-BUILD_GAIN = 2.0
-# Images on which the teacher works at once on a GPU, and the part of the free memory that its outputs may take.
+# Pixels in a batch of the build on a GPU, those of 4,096 images of 32x32; fewer where they do not fit (Cache.fill). On
+# the CPU larger batches than a run's gain nothing.
+BUILD_PIXELS = 4096 * 32 * 32
+# Images on which the teacher works at once on a GPU, and the part of the free memory that this may take.
 AHEAD, MEMORY_AHEAD = 1024, 0.1
+# Batches of a timing: those that warm up, and those that are timed.
+WARM_UP, TIMED = 2, 4
 # What the cache leaves free on a GPU, for the images, the networks and their activations.
 HEADROOM = 4 * 2**30
 
@@ -67,17 +69,17 @@ def needs_all_views(options) -> bool:
     return options.ikd_means == "all" and options.avg != 0
 
 
-def decide(s: CacheInputs) -> tuple[str, str]:
+def decide(s: CacheInputs, speeds: Callable[[], tuple[float, float]]) -> tuple[str, str]:
     """"live", "complete" (build what is missing first) or "grow" (add what each epoch shows), and why, in words.
 
     Growing costs no more than the live teacher, since a view is computed when it is first needed and never again;
     on a GPU, where an epoch may take less than a second, it would wait for the disk.
+
+    speeds: times the teacher on the device, asked where that decides: images a second as it would run live, and in the
+        build of the cache
     """
     on_cpu = s.device_free is None
     fits = s.device_free is None or s.table + HEADROOM <= s.device_free
-    # The teacher's work in passes over the training set, at its speed in training.
-    build = s.left * s.views / BUILD_GAIN
-    costs = f"building costs {build:.0f} epochs of the teacher's work, training without it {s.epochs}"
     if unstored(s.reads):
         return "live", f"live teacher: {', '.join(unstored(s.reads))} are read, and feature maps are not stored"
     if not s.reads:
@@ -100,9 +102,49 @@ def decide(s: CacheInputs) -> tuple[str, str]:
         return "grow", f"grows by the views that each epoch shows ({100 * (1 - s.left):.0f}% of all are there)"
     if s.earlier == "cache":
         return "complete", "as this run began (cache)"
-    if build >= s.epochs:
+    live, build = speeds()
+    images = s.left * s.views
+    costs = (f"building takes {images:.0f} passes over the images at {build:,.0f} images/s, the live teacher "
+             f"{s.epochs} at {live:,.0f} images/s, both timed here")
+    if images / build >= s.epochs / live:
         return "live", f"live teacher: {costs}"
     return "complete", f"estimated to be faster: {costs}"
+
+
+def teacher_speeds(teacher: Classifier, data: Data, precision: Precision, device: torch.device) -> tuple[float, float]:
+    """Images a second of the teacher as it runs live, on AHEAD images in the run's precision, and in the build of its
+    cache, on larger batches in float32."""
+    build = build_batch(data, device, AHEAD)
+    try:
+        return tuple(_images_per_second(teacher, data, kind, batch_size, device) for kind, batch_size in (
+            (replace(precision, compiled=False), AHEAD), (FLOAT32, build)))  # type: ignore[return-value]
+    finally:
+        teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+@torch.inference_mode()
+def _images_per_second(teacher, data, precision, batch_size, device):
+    """Timed over a few batches; of fewer images where so many do not fit."""
+    precision.prepare(teacher.eval())
+    try:
+        images = torch.zeros(batch_size, *data.image_shape, device=device)
+        for number in range(WARM_UP + TIMED):
+            if number == WARM_UP:
+                torch.cuda.synchronize(device)
+                started = time.perf_counter()
+            precision.outputs(teacher, images, LOGITS)
+        torch.cuda.synchronize(device)
+        return TIMED * batch_size / (time.perf_counter() - started)
+    except torch.OutOfMemoryError:
+        if batch_size == 1:
+            raise
+    return _images_per_second(teacher, data, precision, batch_size // 2, device)
+
+
+def build_batch(data: Data, device: torch.device, batch_size: int) -> int:
+    """Views in a batch of the build of a cache; batch_size: the run's own, which the CPU keeps."""
+    height, width = data.image_shape[1:]
+    return max(1, BUILD_PIXELS // (height * width)) if device.type == "cuda" else batch_size
 
 
 @dataclass(frozen=True)
@@ -153,7 +195,7 @@ class TeacherPlan:
                   f"{100 * (1 - cache.left(fields)):.1f}% are there", flush=True)
         fill(None)  # also verifies what is there
         tables = {name: cache.table(name) for name in fields}
-        free = _device_free(device)
+        free = free_memory(device)
         if free is not None:
             if cache.bytes(*fields) + HEADROOM <= free:
                 tables = {name: table.to(device) for name, table in tables.items()}
@@ -178,7 +220,8 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         source, reason = distributed.broadcast_from_rank0(
-            lambda: decide(_inputs(options, cache, reads, device, record)))
+            lambda: decide(_inputs(options, cache, reads, device, record),
+                           lambda: teacher_speeds(teacher, data, precision, device)))
         facts = {"cache": reason}
         if cache and source != "live":
             facts["cache"] += f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})"
@@ -186,9 +229,8 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
         raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
                          f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "
                          "that reads no feature maps, or --ikd_means epoch")
-    batch_size = CUDA_BATCH if device.type == "cuda" else options.batch_size
-    return TeacherPlan(teacher, reads, source, None if source == "live" else cache, facts, batch_size,
-                precision if source == "live" else FLOAT32)
+    return TeacherPlan(teacher, reads, source, None if source == "live" else cache, facts,
+                       build_batch(data, device, options.batch_size), precision if source == "live" else FLOAT32)
 
 
 def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalData, precision: Precision,
@@ -218,17 +260,25 @@ def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalData, pre
     return accuracy
 
 
-def batches_ahead(probe: Outputs, reads: frozenset[str], batch_size: int, device: torch.device) -> int:
-    """On how many batches the teacher works at once: 1 on the CPU, where larger batches gain nothing; on a GPU
-    as many as make AHEAD images, fewer where what is read of the teacher would take much of the memory.
-
-    probe: the teacher's outputs for some images, for their sizes
-    """
-    if device.type != "cuda" or not reads:
+def batches_ahead(views: TrainData, source: TeacherSource, reads: frozenset[str], batch_size: int) -> int:
+    """On how many batches the teacher works at once: 1 on the CPU, where larger batches gain nothing, and for images
+    that are read as they are needed; on a GPU as many as make AHEAD images, fewer where they would take much memory."""
+    device = views.labels.device
+    if device.type != "cuda" or not reads or not isinstance(views, TrainViews):
         return 1
-    image = 4 * sum(f[0].numel() for f in tensors(getattr(probe, name) for name in reads))
-    memory = int(MEMORY_AHEAD * torch.cuda.mem_get_info(device)[0])
-    return max(1, min(AHEAD, memory // image) // batch_size)
+    memory = free_memory(device)
+    assert memory is not None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    places = torch.arange(batch_size, device=device) % len(views)
+    source(views.batch(places, torch.zeros_like(places)))
+    return fitting_batches((torch.cuda.max_memory_allocated(device) - before) / batch_size, batch_size, memory)
+
+
+def fitting_batches(image: float, batch_size: int, memory: int) -> int:
+    """How many batches at once; image, memory: bytes that the teacher takes for an image, with all that it holds
+    meanwhile, and that are free."""
+    return max(1, int(min(AHEAD, MEMORY_AHEAD * memory / max(image, 1))) // batch_size)
 
 
 def _inputs(options, cache, reads, device, record):
@@ -239,8 +289,4 @@ def _inputs(options, cache, reads, device, record):
     return CacheInputs(
         asked, reads, record.earlier.decisions.get("teacher_source"), cache.left(fields) if cache else 1.0,
         record.epochs_left("train", options.epochs), cache.shape[1] if cache else 0, needed, free,
-        cache.bytes(*fields) if cache else 0, _device_free(device), cache is None or cache.writable)
-
-
-def _device_free(device):
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        cache.bytes(*fields) if cache else 0, free_memory(device), cache is None or cache.writable)

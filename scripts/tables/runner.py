@@ -12,6 +12,7 @@ from helper.record.records import read_result
 from helper.util import children
 from helper.util.errors import Interrupted, printable
 from helper.util.files import write_bytes
+from helper.util.gpu import RUNS_PER_GPU
 from helper.util.progress import clock, progress
 from scripts.tables.plan import Job
 
@@ -124,7 +125,8 @@ def slots(per_device: int | None, jobs: list[Job], gpus: list[str]) -> list[dict
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if gpus:
-        found = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_device or 1) for gpu in gpus]
+        found = [{"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: str(per_device or 1)}
+                 for _ in range(per_device or 1) for gpu in gpus]
     else:
         found = [{} for _ in range(per_device or cores)]
     found = found[: max(1, len(jobs))]

@@ -402,11 +402,11 @@ ON_CPU = {"device_free": None}
 
 
 @pytest.mark.parametrize(("change", "source", "why"), (
-    ({}, "complete", "estimated to be faster: building costs 81 .* 240"),
-    ({"epochs": 81}, "live", "building costs 81 .* 81"),
+    ({}, "complete", "estimated to be faster: building takes 162 passes .* at 2,000 images/s, .* 240 at 1,000"),
+    ({"epochs": 81}, "live", "building takes 162 .* 81 at"),
     ({"epochs": 82}, "complete", "estimated to be faster"),
     ({"epochs": 30, "left": 0.25}, "complete", "estimated to be faster"),
-    ({"views": 81, "epochs": 40}, "live", "building costs 40"),
+    ({"views": 81, "epochs": 40}, "live", "building takes 81 .* 40 at"),
     ({"epochs": 1, "left": 0.0, "disk_needed": 0, "disk_free": 0}, "complete", "complete"),
     ({"disk_free": GB}, "live", "needs 2.00 GB more on the disk, 1.00 GB"),
     ({"device_free": 2 * GB + HEADROOM}, "complete", "estimated to be faster"),
@@ -429,8 +429,46 @@ ON_CPU = {"device_free": None}
     ({"asked": "on"} | ON_CPU, "complete", "asked for"),
 ))
 def test_decision(change, source, why):
-    assert decide(BASE._replace(**change))[0] == source
-    assert re.search(why, decide(BASE._replace(**change))[1])
+    found, reason = decide(BASE._replace(**change), lambda: (1000.0, 2000.0))
+    assert found == source and re.search(why, reason)
+
+
+@pytest.mark.parametrize(("change", "speeds"), (({}, (1000.0, 600.0)), ({"epochs": 90}, (1000.0, 1000.0))))
+def test_a_teacher_that_is_no_faster_in_the_build_is_used_live(change, speeds):
+    assert decide(BASE._replace(**change), lambda: speeds)[0] == "live"
+
+
+@pytest.mark.parametrize("change", ({"left": 0.0}, {"asked": "on"}, {"earlier": "cache"}, {"earlier": "live"}, ON_CPU))
+def test_the_teacher_is_timed_only_where_that_decides(change):
+    decide(BASE._replace(**change), speeds=None)
+
+
+def test_a_build_that_runs_out_of_memory_halves_its_batches(tmp_path, monkeypatch):
+    """And keeps no feature maps: what does not fit is found where the device says so."""
+    network, data = make_teacher(), make_data(3)
+    whole, views = make_cache(tmp_path / "whole", network, data, "float32")
+    fill(whole, ["logits"], network, views)
+    sizes, outputs = [], network.outputs
+
+    def limited(images):
+        sizes.append(len(images))
+        if len(images) > BATCH // 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return outputs(images)
+
+    monkeypatch.setattr(network, "outputs", limited)
+    cache, _ = make_cache(tmp_path / "halved", network, data, "float32")
+    fill(cache, ["logits"], network, views)
+    assert sizes[0] == BATCH and set(sizes[1:]) == {BATCH // 2}
+    torch.testing.assert_close(cache.table("logits"), whole.table("logits"))
+
+
+def test_the_builds_batch_follows_the_images_size():
+    cuda = torch.device("cuda")
+    data = make_data(2)
+    large = dataclasses.replace(data, train=dataset.Split(torch.zeros(1, 3, 64, 64), torch.zeros(1)))
+    assert [plan_module.build_batch(x, cuda, 64) for x in (data, large)] == [4096, 1024]
+    assert plan_module.build_batch(large, CPU, 64) == 64
 
 
 def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
@@ -439,7 +477,7 @@ def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
     plan = plan_module.TeacherPlan(network, frozenset({"logits"}), "complete", cache, {}, BATCH)
     batch = views.batch(torch.arange(2), torch.tensor([4, 160]))
     for free, stays in ((HEADROOM + cache.bytes("logits") - 1, True), (HEADROOM + cache.bytes("logits"), False)):
-        monkeypatch.setattr(plan_module, "_device_free", lambda device, free=free: free)
+        monkeypatch.setattr(plan_module, "free_memory", lambda device, free=free: free)
         outputs = plan.open(views, lambda: None)(batch)
         assert ("stays on the host" in capsys.readouterr().out) == stays
         assert torch.equal(outputs.logits, cache.table("logits")[[0, 1], [2, 80]])
@@ -578,13 +616,12 @@ def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
     assert sizes == [16, 16, 16, 8]
 
 
-def test_the_teacher_works_ahead_on_a_gpu_as_far_as_its_memory_goes(monkeypatch):
-    probe = Outputs(logits=torch.zeros(2, 100), stages=(torch.zeros(2, 64, 32, 32), torch.zeros(2, 64, 16, 16)))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
-    cuda, maps = torch.device("cuda"), frozenset({"logits", "stages"})
-    assert plan_module.batches_ahead(probe, maps, 64, CPU) == 1
-    assert plan_module.batches_ahead(probe, frozenset(), 64, cuda) == 1
-    assert plan_module.batches_ahead(probe, frozenset({"logits"}), 64, cuda) == 16
-    # A tenth of the memory over 4 bytes of (100 + 64 * (1024 + 256)) values: 304 images.
-    assert plan_module.batches_ahead(probe, maps, 64, cuda) == 4
-    assert plan_module.batches_ahead(probe, maps, 512, cuda) == 1
+def test_the_teacher_works_ahead_on_a_gpu_as_far_as_its_memory_goes():
+    assert plan_module.fitting_batches(10**5, 64, 10**10) == 16
+    assert plan_module.fitting_batches(327_680, 64, 10**9) == 4  # a tenth of the memory is 305 images
+    assert plan_module.fitting_batches(327_680, 512, 10**9) == 1
+
+
+def test_on_the_cpu_the_teacher_does_not_work_ahead():
+    views = make_data(2).train_views(CPU)
+    assert plan_module.batches_ahead(views, None, frozenset({"logits"}), 1) == 1

@@ -446,8 +446,8 @@ def test_interrupted_before_anything_began(small, tmp_path, stop):
 
 
 @pytest.mark.parametrize("per_device, jobs, gpus, threads, found", [
-    (2, 9, ["0", "3"], "5", [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "3", "0", "3")]),
-    (None, 9, ["1"], "5", [{"CUDA_VISIBLE_DEVICES": "1"}]),
+    (2, 9, ["0", "3"], "5", [{"CUDA_VISIBLE_DEVICES": gpu, "RUNS_PER_GPU": "2"} for gpu in ("0", "3", "0", "3")]),
+    (None, 9, ["1"], "5", [{"CUDA_VISIBLE_DEVICES": "1", "RUNS_PER_GPU": "1"}]),
     (3, 2, [], "5", [{}, {}]), (3, 0, [], "5", [{}]),
     (1, 9, [], None, [{"OMP_NUM_THREADS": "8"}]), (3, 9, [], None, [{"OMP_NUM_THREADS": "2"}] * 3),
     (None, 9, [], None, [{"OMP_NUM_THREADS": "1"}] * 8)])
