@@ -31,7 +31,8 @@ import torch.nn.functional as F
 import dataset
 from dataset.cifar100 import MEAN, STD
 from dataset.views import views_of
-from distiller_zoo import METHODS, Setup
+from distiller_zoo import METHODS
+from helper.build import make_setup
 from helper.cli import student_options
 from helper.meters import Meters
 from helper.objective import student_objective
@@ -40,7 +41,7 @@ from helper.step import Phase, choose_step, sgd
 from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import batches_ahead
-from helper.teacher.source import LiveTeacher
+from helper.teacher.source import LiveTeacher, TeacherSource
 from helper.util.arguments import positive_int
 from models import model_dict
 from models.precision import Precision
@@ -102,15 +103,13 @@ def our_steps(variant: Variant, a, device: torch.device):
     student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
     options = student_options(["--path_t", "none", "--model_s", a.student, "--distill", "dkd", "--avg", "6.5",
                                "--intra_T", "1"])
-    with torch.no_grad():
-        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True) for network in (student, teacher)]
-    setup = Setup(*outputs, student.name, teacher.name, data.train.labels, a.classes)
+    setup = make_setup(student, teacher, data)
     objective = student_objective(METHODS["dkd"](setup, options), setup, options).to(device)
     precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
     precision.prepare(student.to(device)).train()
     if variant.cached:
         table = torch.randn(IMAGES, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
-        source = CachedTeacher({"logits": table}, flip=True)
+        source: TeacherSource = CachedTeacher({"logits": table}, flip=True)
     else:
         source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
     loader = DistillLoader(dataset.TrainViews(data, device), source, a.batch_size,
@@ -160,7 +159,7 @@ def published_style_steps(a, device: torch.device):
     while True:
         epoch += 1
         loader = torch.utils.data.DataLoader(data, a.batch_size, shuffle=True, drop_last=True,
-                                             num_workers=min(8, os.cpu_count()))
+                                             num_workers=min(8, os.cpu_count() or 1))
         for images, labels, _ in loader:
             images, labels = images.to(device), labels.to(device)
             z_s = student(images, is_feat=True)[1]
@@ -229,7 +228,8 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
         pipes[variant.name], end = context.Pipe()
         processes.append(context.Process(target=worker, args=(end, variant, a)))
         processes[-1].start()
-    turns = {variant.name: [] for variant in variants}
+    turns: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    peaks: dict[str, float] = {}
     for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
         for name, pipe in pipes.items():
             pipe.send(a.steps if turn >= 0 else IMAGES // a.batch_size + 3)
@@ -238,13 +238,13 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
                 turns[name].append(seconds)
             print(f"\r\033[K{name}: {1000 * seconds:.1f} ms a step, turn {turn + 1} of {a.turns}", end="",
                   file=sys.stderr, flush=True)
-            turns[name, "peak"] = peak
+            peaks[name] = peak
     print("\r\033[K", end="", file=sys.stderr)
     for pipe in pipes.values():
         pipe.send(None)
     for process in processes:
         process.join()
-    return {v.name: (statistics.median(turns[v.name]), turns[v.name, "peak"]) for v in variants}
+    return {v.name: (statistics.median(turns[v.name]), peaks[v.name]) for v in variants}
 
 
 def rate_of(device, dtype) -> float:

@@ -20,12 +20,12 @@ def main():
     figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for name, centre in CENTRES.items():
         points = generator.normal(centre, (0.46, 0.36), (28, 2))
-        ax.scatter(*points.T, s=14, color=COLOURS[name], alpha=0.45, linewidths=0)
-        ax.scatter(*points.mean(0), s=130, marker="X", color=COLOURS[name], edgecolors="white", zorder=3)
+        ax.scatter(points[:, 0], points[:, 1], s=14, color=COLOURS[name], alpha=0.45, linewidths=0)
+        ax.scatter(points[:, 0].mean(), points[:, 1].mean(), s=130, marker="X", color=COLOURS[name], edgecolors="white", zorder=3)
         label(ax, f"mean of {name}, $m_{{{name}}}$", points.mean(0), (0, 12), color=COLOURS[name], weight="bold")
     mean, teacher, student = np.array(CENTRES["cat"]), np.array((0.75, -0.55)), np.array((-1.5, -0.75))
-    ax.scatter(*teacher, s=60, color=COLOURS["cat"], edgecolors="black", zorder=4)
-    ax.scatter(*student, s=70, marker="s", color="black", zorder=4)
+    ax.scatter(teacher[0], teacher[1], s=60, color=COLOURS["cat"], edgecolors="black", zorder=4)
+    ax.scatter(student[0], student[1], s=70, marker="s", color="black", zorder=4)
     label(ax, "teacher's logits\nof this image", teacher, (12, -12), ha="left")
     label(ax, "student's logits\nof this image", student, (-12, -12), ha="right")
     for end, words, style, place in ((teacher, "KD", "--", (0, -16)), (mean, "IKD", "-", (-8, 7))):
