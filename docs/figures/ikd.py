@@ -21,8 +21,9 @@ def main():
     for name, centre in CENTRES.items():
         points = generator.normal(centre, (0.46, 0.36), (28, 2))
         ax.scatter(points[:, 0], points[:, 1], s=14, color=COLOURS[name], alpha=0.45, linewidths=0)
-        ax.scatter(points[:, 0].mean(), points[:, 1].mean(), s=130, marker="X", color=COLOURS[name], edgecolors="white", zorder=3)
-        label(ax, f"mean of {name}, $m_{{{name}}}$", points.mean(0), (0, 12), color=COLOURS[name], weight="bold")
+        x, y = points.mean(0)
+        ax.scatter(x, y, s=130, marker="X", color=COLOURS[name], edgecolors="white", zorder=3)
+        label(ax, f"mean of {name}, $m_{{{name}}}$", (x, y), (0, 12), color=COLOURS[name], weight="bold")
     mean, teacher, student = np.array(CENTRES["cat"]), np.array((0.75, -0.55)), np.array((-1.5, -0.75))
     ax.scatter(teacher[0], teacher[1], s=60, color=COLOURS["cat"], edgecolors="black", zorder=4)
     ax.scatter(student[0], student[1], s=70, marker="s", color="black", zorder=4)
