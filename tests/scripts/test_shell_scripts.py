@@ -34,8 +34,8 @@ def test_syntax(script):
 def sh(script, *arguments, **environment):
     """The finished shell script, with this Python and no .venv."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(["sh", scripts.ROOT / "scripts" / script, *arguments], env=environment, capture_output=True,
-                          text=True)
+    return subprocess.run(["sh", f"scripts/{script}", *arguments], cwd=scripts.ROOT, env=environment,
+                          capture_output=True, text=True)
 
 
 # Of table.sh's others, which only call it, one.
