@@ -43,14 +43,15 @@ def sh(script, *arguments, **environment):
     "common.sh", "table.sh", "table_same.sh", "table_different.sh")])
 def test_every_script_answers_help_and_dry_run_wherever_cd_looks(script, tmp_path):
     """CDPATH would send `cd scripts/..` to a folder of that name elsewhere."""
-    (tmp_path / "scripts").mkdir()
+    (tmp_path / "elsewhere" / "scripts").mkdir(parents=True)
     before = sorted(path for path in scripts.ROOT.glob("*") if path.name != "__pycache__")
     for arguments in (["--help"], ["--dry_run"]):
-        run = sh(script, *arguments, CDPATH=str(tmp_path), SAVE_DIR=str(tmp_path / "save"))
+        run = sh(script, *arguments, CDPATH=str(tmp_path / "elsewhere"), SAVE_DIR=str(tmp_path / "save"))
         assert run.returncode == 0 and run.stdout and not run.stderr, run.stderr
+        assert "elsewhere" not in run.stdout  # cd prints where CDPATH has sent it
         assert ("--dry_run" in run.stdout) == (arguments == ["--help"])
     assert sorted(path for path in scripts.ROOT.glob("*") if path.name != "__pycache__") == before
-    assert list(tmp_path.iterdir()) == [tmp_path / "scripts"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "elsewhere"]
 
 
 @pytest.mark.parametrize("script, argument, says", [
