@@ -102,14 +102,16 @@ class Stage:
     term: its loss
     modules: the method's parts that it trains, frozen before and after
     trains_features: whether it trains the student's layers before the classifier
-    learning_rate: its rate for a student's name and the run's own rate
+    learning_rate: its learning rate, for a student's name and the run's own learning rate
+    weight: of its loss, for the run's first lines
     """
 
     name: str
     term: Term
     modules: tuple[nn.Module, ...]
     trains_features: bool
-    learning_rate: Callable[[str, float], float] = lambda student_name, rate: rate
+    learning_rate: Callable[[str, float], float] = lambda student_name, learning_rate: learning_rate
+    weight: float = 1.0
 
 
 class Method(Term):

@@ -67,4 +67,5 @@ class ActivationBoundaries(Method):
         self.connectors.requires_grad_(False)
 
     def stage(self, student):
-        return Stage("boundaries", Boundaries(self.connectors, self.weight), (self.connectors,), trains_features=True)
+        return Stage("boundaries", Boundaries(self.connectors, self.weight), (self.connectors,), trains_features=True,
+                     weight=self.weight)

@@ -66,4 +66,4 @@ class FlowOfSolution(Method):
         self.weight, self.loss = options.beta, FSP([f.shape for f in maps_s], [f.shape for f in maps_t])
 
     def stage(self, student):
-        return Stage("flows", Flows(self.loss, self.weight), (), trains_features=True)
+        return Stage("flows", Flows(self.loss, self.weight), (), trains_features=True, weight=self.weight)

@@ -105,9 +105,9 @@ def make_setup(student: Classifier, teacher: Classifier, data: Data) -> Setup:
 def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainData,
                    record: Record) -> Iterator[Phase]:
     """A method's first stage, where it has one, then the student's own epochs; each is made when it is asked for."""
-    student, method, objective, setup = trainee.network, trainee.method, trainee.objective, trainee.setup
-    assert method is not None and setup is not None  # a student has both
-    stage = method.stage(student) if options.beta != 0 else None
+    objective, setup = trainee.objective, trainee.setup
+    assert setup is not None  # a student has one
+    stage = _stage(options, trainee)
     if stage is not None:
         yield _stage_phase(stage, options, trainee, teacher, views)
         for module in stage.modules:
@@ -164,7 +164,9 @@ def student_facts(options: Namespace, data: Data, trainee: Trainee, teacher: Cla
     return {
         "student": f"{options.model_s}, {_parameters(trainee.network):,} parameters",
         "teacher": f"{teacher.name}, {_parameters(teacher):,} parameters, test accuracy {accuracy.top1:.2f}",
-        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms), options), **teaching.facts,
+        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms), _stage(options, trainee),
+                              options),
+        **teaching.facts,
         **_facts(options, data, trainee, device),
     }
 
@@ -173,6 +175,10 @@ def teacher_facts(options: Namespace, data: Data, trainee: Trainee, device: torc
     """What a teacher's run says at its start."""
     return {"model": f"{options.model}, {_parameters(trainee.network):,} parameters", "loss": "CE",
             **_facts(options, data, trainee, device)}
+
+
+def _stage(options, trainee):
+    return trainee.method.stage(trainee.network) if options.beta != 0 else None
 
 
 def teacher_notes(teacher: Classifier, data: Data, accuracy: Evaluation) -> list[str]:

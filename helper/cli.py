@@ -4,6 +4,8 @@ import difflib
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import NoReturn
 
 from distiller_zoo import METHODS, flags_of
 from helper import flags
@@ -26,6 +28,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse. With --dry_run a script that has no meaning of its own for it shows the options, and ends."""
+        if "--dry_run" in self._option_string_actions:
+            return super().parse_args(args, namespace)
+        self.add_argument("--dry_run", action="store_true", help="show the options, and do nothing")
+        options = super().parse_args(args, namespace)
+        dry_run = options.dry_run
+        del options.dry_run
+        if dry_run:
+            show(options)
+        return options
 
     def error(self, message):
         raise UsageError(message)
@@ -67,7 +81,8 @@ def parse_teacher(argv: list[str]) -> tuple[Options, list[str]]:
         _refuse(unknown, parser, ())
     _resolve_learning_rate(options, options.model)
     options.trial = str(options.trial)
-    return _frozen(options), _schedule_warnings(options)
+    notes = _schedule_warnings(options)
+    return _frozen(options, notes), notes
 
 
 def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
@@ -98,7 +113,8 @@ def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
     elif options.fast and "teacher_cache" not in given:
         options.teacher_cache = "auto"
-    return _frozen(options), _student_notes(options, given, unread)
+    notes = _student_notes(options, given, unread)
+    return _frozen(options, notes), notes
 
 
 def defaults_of(method) -> str:
@@ -110,9 +126,21 @@ def defaults_of(method) -> str:
     return f"{a}, {b}"
 
 
-def _frozen(options):
-    del options.config
+def _frozen(options, notes):
+    """The options, frozen; with --dry_run they are shown, and the script ends."""
+    dry_run = options.dry_run
+    del options.config, options.dry_run
+    if dry_run:
+        show(options, notes)
     return Options(**vars(options))
+
+
+def show(options: Namespace, notes: Sequence[str] = ()) -> NoReturn:
+    """Print options and notes, and end the script."""
+    for name, value in vars(options).items():
+        print(f"{name:<16}{value}")
+    print("\n".join(notes))
+    sys.exit(0)
 
 
 def _student_parser(method):

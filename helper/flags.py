@@ -193,3 +193,4 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
     group.add_argument("--overwrite", action="store_true", help="start anew: what the run's folder holds is lost")
     group.add_argument("--config", metavar="FILE",
                        help="repeat the run of this args.json; flags that are given beside it win")
+    group.add_argument("--dry_run", action="store_true", help="show the resolved options, and train nothing")

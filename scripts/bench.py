@@ -33,7 +33,7 @@ from dataset.cifar100 import MEAN, STD
 from dataset.views import views_of
 from distiller_zoo import METHODS
 from helper.build import make_setup
-from helper.cli import student_options
+from helper.cli import Parser, student_options
 from helper.meters import Meters
 from helper.objective import student_objective
 from helper.schedule import schedule
@@ -368,7 +368,7 @@ def profile(a, device) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="bench.py", description=__doc__.split("\n")[0])
     parser.add_argument("--teacher", default="resnet32x4", choices=model_dict, metavar="NAME")
     parser.add_argument("--student", default="resnet8x4", choices=model_dict, metavar="NAME")
     parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N")

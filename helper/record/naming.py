@@ -2,7 +2,8 @@
 from argparse import Namespace
 
 import dataset
-from distiller_zoo import Method
+from distiller_zoo import Method, Stage
+from helper.record.records import label
 
 TEACHER_FOLDERS = ("models", "tensorboard")
 STUDENT_FOLDERS = ("student_model", "student_tensorboards")
@@ -19,10 +20,17 @@ def teacher_folder(o: Namespace) -> str:
     return f"{o.model}_{dataset.title(o)}_lr_{o.learning_rate}_decay_{o.weight_decay}_trial_{o.trial}"
 
 
-def loss_in_words(method: type[Method], terms: list[str], o: Namespace) -> str:
-    """The resolved loss, as '1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)'."""
+def scalars_folder(name: str, settings: dict) -> str:
+    """The name of a run's scalars, which TensorBoard shows: a student's begins with its loss, as 'dkd+IKD_S:...'."""
+    return f"{label(settings)}_{name}" if "distill" in settings else name
+
+
+def loss_in_words(method: type[Method], terms: list[str], stage: Stage | None, o: Namespace) -> str:
+    """The resolved loss, as '1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)'; before it a
+    method's first stage, as 'first 30 epochs of 1·boundaries, then'."""
     flags = [f"{flag.name[2:]}={getattr(o, flag.name[2:])}" for flag in method.flags]
     own = ", ".join([f"a={o.alpha:g}", f"b={o.beta:g}", *flags])
     words = {"ce": f"{o.gamma:g}·CE", "kd": f"{o.alpha:g}·KD(T={getattr(o, 'kd_T', '')})",
              "ikd": f"{o.avg:g}·IKD(T={o.intra_T:g})"} | {method.name: f"{method.name} [{method.formula}; {own}]"}
-    return " + ".join(words[name] for name in terms)
+    first = f"first {o.init_epochs} epochs of {stage.weight:g}·{stage.name}, then " if stage else ""
+    return first + " + ".join(words[name] for name in terms)

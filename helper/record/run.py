@@ -18,6 +18,7 @@ import torch
 
 from helper.record.display import Display
 from helper.record.folder import RunFolder
+from helper.record.naming import scalars_folder
 from helper.util import distributed
 from helper.util.errors import Interrupted, RunError, UsageError
 from helper.util.progress import clock
@@ -151,7 +152,7 @@ class RunRecord(Record):
     def __init__(self, options: Namespace, folders: tuple[str, str], name: str, network: Classifier, num_classes: int,
                  decisions: dict[str, Any]):
         self.folder = RunFolder(os.path.join(options.save_dir, folders[0], name))
-        self.scalar_folder = os.path.join(options.save_dir, folders[1], name)
+        self.scalar_folder = os.path.join(options.save_dir, folders[1], scalars_folder(name, vars(options)))
         if options.overwrite:
             shutil.rmtree(self.scalar_folder, ignore_errors=True)
             self.folder.clear()

@@ -1,6 +1,7 @@
 """TensorBoard's HPARAMS page for the runs of a table: their settings beside their scalars, trials as one group."""
 import json
 
+from helper.record.naming import scalars_folder
 from scripts.tables.aggregate import Row, name_in
 
 SUFFIX = ".hparams"
@@ -17,7 +18,7 @@ def write_hparams(rows: list[Row]) -> None:
 
     for row in rows:
         for record in row.records:
-            folder = record.folder.parent.parent / "student_tensorboards" / record.name
+            folder = record.folder.parent.parent / "student_tensorboards" / scalars_folder(record.name, record.settings)
             if not folder.is_dir():  # the scalars were deleted: nothing to stand beside
                 continue
             for before in folder.glob(f"*{SUFFIX}"):

@@ -5,7 +5,6 @@ import pytest
 
 from helper.util.errors import RunError
 from scripts import docs_tables
-from tests.support import scripts
 
 
 def test_the_pages_are_up_to_date():
@@ -30,13 +29,3 @@ def test_check_names_a_stale_page_and_writes_nothing(tmp_path, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["docs_tables.py"])
     docs_tables.main()
     assert "written: docs/models.md" in capsys.readouterr().out and "`--epochs 240`" in (docs / "models.md").read_text()
-
-
-@pytest.mark.parametrize("script", sorted(
-    str(path.relative_to(scripts.ROOT)) for pattern in ("*.py", "experiments/*.py")
-    for path in (scripts.ROOT / "scripts").glob(pattern) if path.name != "pages.py"))
-def test_every_script_answers_help_and_does_nothing_else(script):
-    before = {path: path.stat().st_mtime_ns for path in (scripts.ROOT / "docs").rglob("*")}
-    run = scripts.succeed(script, "--help")
-    assert "usage:" in run.stdout and not run.stderr
-    assert {path: path.stat().st_mtime_ns for path in (scripts.ROOT / "docs").rglob("*")} == before

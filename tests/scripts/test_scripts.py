@@ -92,7 +92,7 @@ def test_checkpoints_load_safely_and_hold_the_student_alone(dkd_run):
 def test_tensorboard_reads_the_scalars_under_their_published_names(dkd_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     folder, save, _ = dkd_run
-    reader = EventAccumulator(str(save / "student_tensorboards" / folder.name))
+    reader = EventAccumulator(str(save / "student_tensorboards" / f"dkd+IKD_{folder.name}"))
     reader.Reload()
     lines = scripts.read_log(folder)
     names = {"train_acc": "train_top1", "train_loss": "loss", "test_acc": "test_top1", "test_acc_top5": "test_top5",

@@ -2,7 +2,7 @@
 import json
 
 from helper.cli import student_options
-from helper.record.naming import student_folder
+from helper.record.naming import scalars_folder, student_folder
 
 
 def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finished=True, student="resnet20", args=(),
@@ -28,5 +28,5 @@ def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finishe
             "last": {"epoch": len(tops), "top1": tops[-1], "top5": 90.0},
             "best": {"epoch": best + 1, "top1": tops[best], "top5": 90.0}, "seconds": 60.0, "teacher": teacher,
             "teacher_top1": teacher_top1, "terms": ["ce"]}))
-    (save / "student_tensorboards" / folder.name).mkdir(parents=True)
+    (save / "student_tensorboards" / scalars_folder(folder.name, vars(options))).mkdir(parents=True)
     return folder

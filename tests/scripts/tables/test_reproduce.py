@@ -19,6 +19,7 @@ import torch
 from distiller_zoo import METHODS
 from helper.cli import student_options, teacher_options
 from helper.record import published
+from helper.record.naming import scalars_folder
 from helper.record.records import label, read_records
 from helper.schedule import schedule as learning_rates
 from helper.util.errors import Interrupted
@@ -514,7 +515,7 @@ def test_a_table_of_the_digits_from_one_command(teachers, tmp_path):
     assert record.settings["cache_dir"] == str(tmp_path / "teacher_cache")
     text = (tmp_path / "report" / "report.md").read_text()
     assert f"| kd | 1 | {record.result['last']['top1']:.2f} |" in text and "no reproduction" in text
-    assert list((tmp_path / "student_tensorboards" / record.name).glob("*.hparams"))
+    assert list((tmp_path / "student_tensorboards" / scalars_folder(record.name, record.settings)).glob("*.hparams"))
     again = scripts.succeed("scripts/reproduce.py", *flags)
     assert "1 done before" in again.stdout and "at a time" not in again.stdout
     other = scripts.run("scripts/reproduce.py", *flags, "--epochs", 2)
