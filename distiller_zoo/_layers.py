@@ -1,4 +1,5 @@
 """What two or more methods share."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,20 +10,31 @@ OTHERS = ("methods that read logits or the pooled vector (kd, dkd, nkd, wttm, ct
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (B, channels, height, width); the higher map average-pooled to the other's size."""
+    """Both (B, channels, height, width); the higher map average-pooled to the other's size.
+
+    Raises as `average_pool`.
+    """
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
+        return average_pool(a, b.shape[2], b.shape[3]), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
+        return a, average_pool(b, a.shape[2], a.shape[3])
     return a, b
 
 
-def average_pool(f: Tensor, size: int) -> Tensor:
-    """(B, channels, height, width) average-pooled to size x size."""
-    height, width = f.shape[2:]
-    if height % size == 0 and width % size == 0:  # adaptive pooling has no deterministic gradient on CUDA
-        return F.avg_pool2d(f, (height // size, width // size))
-    return F.adaptive_avg_pool2d(f, size)
+def average_pool(f: Tensor, height: int, width: int | None = None) -> Tensor:
+    """(B, channels, h, w) average-pooled to height x width, by default a square.
+
+    Raises MethodError with `--deterministic` on CUDA where the sizes do not divide: adaptive pooling has no
+    deterministic gradient there.
+    """
+    width = width or height
+    h, w = f.shape[2:]
+    if h % height == 0 and w % width == 0:
+        return F.avg_pool2d(f, (h // height, w // width))
+    if f.is_cuda and f.requires_grad and torch.are_deterministic_algorithms_enabled():
+        raise MethodError(f"--deterministic: maps of {h}x{w} cannot be pooled to {height}x{width} with a gradient that "
+                          "repeats itself on CUDA: leave it out, or take other networks or another method")
+    return F.adaptive_avg_pool2d(f, (height, width))
 
 
 def check_stages(setup: Setup, name: str) -> None:

@@ -112,8 +112,9 @@ def our_steps(variant: Variant, a, device: torch.device):
         source: TeacherSource = CachedTeacher({"logits": table}, flip=True)
     else:
         source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
-    loader = DistillLoader(dataset.TrainViews(data, device), source, a.batch_size,
-                           batches_ahead(setup.teacher, objective.reads, a.batch_size, device))
+    views = dataset.TrainViews(data, device)
+    loader = DistillLoader(views, source, a.batch_size, batches_ahead(views, source, objective.reads, a.batch_size),
+                           deferred=variant.captured and source.gathers_on(device))
     phase = Phase("train", student, loader, objective, sgd(student.parameters(), options), schedule(options), 1,
                   (0, "1"), precision=precision, captured=variant.captured)
     step, meters, epoch = choose_step(phase), Meters(list(objective.terms), device), 0
@@ -121,7 +122,7 @@ def our_steps(variant: Variant, a, device: torch.device):
         epoch += 1
         phase.start_epoch(epoch)
         for batch, outputs in phase.batches(epoch):
-            if len(batch.labels) == a.batch_size:
+            if len(batch.index) == a.batch_size:
                 step(phase, batch, outputs, meters)
                 yield
         phase.end_epoch(epoch)
@@ -206,6 +207,7 @@ def worker(pipe, variant, a, threads=None):
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device(a.device)
+    torch.backends.cudnn.benchmark = True  # as in training
     steps = steps_of(variant, a, device)
     for number in iter(pipe.recv, None):
         convert_sync_batchnorm(device)
@@ -230,9 +232,12 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
         processes[-1].start()
     turns: dict[str, list[float]] = {variant.name: [] for variant in variants}
     peaks: dict[str, float] = {}
+    # On a GPU the teacher works ahead, for up to an epoch of these few images: whole epochs hold its share of a step.
+    epoch = IMAGES // a.batch_size
+    steps = -(-a.steps // epoch) * epoch if a.device == "cuda" else a.steps
     for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
         for name, pipe in pipes.items():
-            pipe.send(a.steps if turn >= 0 else IMAGES // a.batch_size + 3)
+            pipe.send(steps if turn >= 0 else (5 * epoch if a.device == "cuda" else epoch + 3))
             seconds, peak = pipe.recv()
             if turn >= 0:
                 turns[name].append(seconds)
@@ -360,6 +365,8 @@ def profile(a, device) -> str:
         operators = [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
                      for event in profiler.key_averages()]
         total = sum(spent for spent, _, _ in operators)
+        if total == 0:
+            return f"The profiler sees no time of the {kind} here (PyTorch reads it through CUPTI).\n"
         rows = [f"| {variant.name}: operator | calls a step | ms a step | share |", "| --- | ---: | ---: | ---: |"]
         rows += [f"| `{key}` | {count / 5:g} | {spent / 5000:.1f} | {100 * spent / total:.1f}% |"
                  for spent, key, count in sorted(operators, reverse=True)[:10]]

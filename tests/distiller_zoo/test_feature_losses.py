@@ -25,6 +25,8 @@ from distiller_zoo import (
 from tests.golden.cases import LOSSES, A, check
 
 STUDENT_SHAPES = [(16, 8, 16, 16), (16, 16, 8, 8), (16, 32, 4, 4)]
+from distiller_zoo._layers import average_pool
+
 TEACHER_SHAPES = [(16, 16, 16, 16), (16, 24, 8, 8), (16, 40, 4, 4)]
 
 
@@ -183,3 +185,13 @@ def test_tiny_batches_give_finite_losses_and_gradients(size):
         value = loss(f_s, f_t)
         (gradient,) = torch.autograd.grad(value, f_s)
         assert value.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("size, to", [((8, 8), (4, 4)), ((8, 6), (4, 3)), ((7, 7), (4, 4))])
+def test_pooling_uses_the_operator_with_a_repeatable_gradient_where_sizes_divide(size, to):
+    """Adaptive pooling has none on CUDA; the values are the same."""
+    f = torch.randn(2, 3, *size, requires_grad=True)
+    pooled = average_pool(f, *to)
+    torch.testing.assert_close(pooled, torch.nn.functional.adaptive_avg_pool2d(f, to))
+    divides = size[0] % to[0] == 0
+    assert pooled.grad_fn.name() == ("AvgPool2DBackward0" if divides else "AdaptiveAvgPool2DBackward0")
