@@ -22,10 +22,10 @@ from distiller_zoo import (
     Similarity,
     VIDLoss,
 )
+from distiller_zoo._layers import average_pool
 from tests.golden.cases import LOSSES, A, check
 
 STUDENT_SHAPES = [(16, 8, 16, 16), (16, 16, 8, 8), (16, 32, 4, 4)]
-from distiller_zoo._layers import average_pool
 
 TEACHER_SHAPES = [(16, 16, 16, 16), (16, 24, 8, 8), (16, 40, 4, 4)]
 
