@@ -31,7 +31,7 @@ def main():
     if record.result is not None:
         return record.report()
     teaching = plan_teacher(options, teacher, data, trainee, device, record)
-    views, test = data.train_views(device), data.test_images(device)
+    views, test = data.train_views(device, "strong" in trainee.objective.reads), data.test_images(device)
     accuracy = cached_teacher_accuracy(teacher, data, test, teaching.precision, options.cache_dir)
     record.start(build.student_facts(options, data, trainee, teacher, accuracy, teaching, device),
                  decisions | {"teacher_source": teaching.kind},

@@ -30,13 +30,14 @@ class TrainData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
-        """The order of the samples in an epoch and what decides each position's view, both (n,) int64.
+    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, ...]:
+        """The order of the samples in an epoch and what decides each position's view, both (n,) int64; with the second
+        view, what is drawn for each position's, (n, DRAWS) float32.
 
         A pure function of its arguments, drawn on the CPU. `phase` is "train", or the name of a method's first stage.
         """
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
+    def batches(self, plan: tuple[Tensor, ...], batch_size: int) -> Generator[Batch, None, None]:
         """The batches of a plan, or of a part of one, in its order; the last, smaller one is kept."""
 
 
@@ -78,8 +79,9 @@ class Samples(Protocol):
     def stamp(self) -> bytes:
         """Changes when the files do that the samples are read from; empty for samples in memory."""
 
-    def train_data(self, data: Data, device: torch.device) -> TrainData:
-        """These samples as a training set; data: the data set that they are of."""
+    def train_data(self, data: Data, device: torch.device, strong: bool) -> TrainData:
+        """These samples as a training set; data: the data set that they are of; strong: with the second view of each
+        image. Raises DataError where there is none."""
 
     def eval_data(self, data: Data, device: torch.device) -> EvalData:
         """These samples as a test set; data: the data set that they are of."""
@@ -111,8 +113,8 @@ class Split:
     def stamp(self) -> bytes:
         return b""
 
-    def train_data(self, data: Data, device: torch.device) -> TrainViews:
-        return TrainViews(data, device)
+    def train_data(self, data: Data, device: torch.device, strong: bool) -> TrainViews:
+        return TrainViews(data, device, strong)
 
     def eval_data(self, data: Data, device: torch.device) -> EvalImages:
         return EvalImages(data, device)
@@ -149,9 +151,12 @@ class Data:
         """(3, height, width) of what a network sees."""
         return self.train.image_shape
 
-    def train_views(self, device: torch.device) -> TrainData:
-        """The training set as the loop reads it."""
-        return self.train.train_data(self, device)
+    def train_views(self, device: torch.device, strong: bool = False) -> TrainData:
+        """The training set as the loop reads it; strong: with the second view of each image.
+
+        Raises DataError where there is none.
+        """
+        return self.train.train_data(self, device, strong)
 
     def test_images(self, device: torch.device) -> EvalData:
         """The test set as the loop reads it."""

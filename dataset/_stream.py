@@ -70,7 +70,10 @@ class Files:
             digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
         return digest.digest()
 
-    def train_data(self, data: Data, device: torch.device) -> StreamedViews:
+    def train_data(self, data: Data, device: torch.device, strong: bool) -> StreamedViews:
+        if strong:
+            raise DataError(f"{data.name} is read from its files as needed, and a second view of each image is made of "
+                            "data sets in memory alone: take a method that reads one view")
         return StreamedViews(self, data, device)
 
     def eval_data(self, data: Data, device: torch.device) -> StreamedImages:

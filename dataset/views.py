@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset._strong import augment, strong_draws
 from helper.util.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Batch(NamedTuple):
     index: (B,) int64, the samples' places in the training set
     view: (B,) int64, the number of each image's view; None where the views of a data set cannot be counted
     whole: with several processes, the size of the batch of which this is one process's share; else None
+    strong: (B, 3, height, width) float32, the strongly augmented second view (dataset/_strong.py); None where no term
+        reads it
     """
 
     images: Tensor
@@ -43,6 +46,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides the method of tuple
     view: Tensor | None
     whole: int | None = None
+    strong: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -74,10 +78,11 @@ class TrainViews:
     """A training set in memory on a device (TrainData), of which batches are gathered by (index, view).
 
     data: its training images are padded once and kept as one uint8 tensor on `device`
+    strong: whether a batch holds the second view too
     """
 
-    def __init__(self, data: Data, device: torch.device):
-        split, self.flip = cast("Split", data.train), data.flip
+    def __init__(self, data: Data, device: torch.device, strong: bool = False):
+        split, self.flip, self.strong = cast("Split", data.train), data.flip, strong
         self.height, self.width = split.images.shape[2:]
         self.images = F.pad(split.images, (PADDING,) * 4).to(device)
         self.labels = split.labels.to(device)
@@ -94,28 +99,39 @@ class TrainViews:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch_plan of this training set."""
-        return epoch_plan(len(self), self.flip, seed, trial, phase, epoch)
+    def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, ...]:
+        """The epoch_plan of this training set; with the second view, also what is drawn for it, (n, DRAWS)."""
+        order, view = epoch_plan(len(self), self.flip, seed, trial, phase, epoch)
+        if not self.strong:
+            return order, view
+        return order, view, strong_draws(len(self), seed, trial, phase, epoch)[order]
 
     def gather(self, index: Tensor, view: Tensor) -> Tensor:
         """The normalised views, (B, 3, height, width) float32; index, view: (B,) int64 on the device."""
+        return normalise(self._pixels(index, view), self.mean, self.std)
+
+    def gather_strong(self, index: Tensor, draws: Tensor) -> Tensor:
+        """The normalised second views, (B, 3, height, width) float32; index: (B,) int64, draws: (B, DRAWS)."""
+        view = (draws[:, 0] * OFFSETS**2).long() * 2 + ((draws[:, 1] < 0.5) if self.flip else 0)
+        return normalise(augment(self._pixels(index, view), draws), self.mean, self.std)
+
+    def _pixels(self, index, view):
         mirrored = (view % 2).view(-1, 1)
         window = view // 2
         column = torch.where(mirrored == 1, self.column.flip(0), self.column).view(-1, 1, 1, self.width)
         start = index * self.image_size + (window // OFFSETS) * self.padded_width + window % OFFSETS
-        pixels = self.images.view(-1)[start.view(-1, 1, 1, 1) + self.corner + column]
-        return normalise(pixels, self.mean, self.std)
+        return self.images.view(-1)[start.view(-1, 1, 1, 1) + self.corner + column]
 
-    def batch(self, index: Tensor, view: Tensor) -> Batch:
-        """The batch of these samples in these views."""
-        return Batch(self.gather(index, view), self.labels[index], index, view)
+    def batch(self, index: Tensor, view: Tensor, draws: Tensor | None = None) -> Batch:
+        """The batch of these samples in these views, with the second view of these draws."""
+        strong = None if draws is None else self.gather_strong(index, draws)
+        return Batch(self.gather(index, view), self.labels[index], index, view, strong=strong)
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
+    def batches(self, plan: tuple[Tensor, ...], batch_size: int) -> Generator[Batch, None, None]:
         """The batches of an epoch, in the plan's order; the last, smaller one is kept."""
-        order, view = (x.to(self.images.device) for x in plan)
-        for i in range(0, len(order), batch_size):
-            yield self.batch(order[i : i + batch_size], view[i : i + batch_size])
+        plan = tuple(x.to(self.images.device) for x in plan)
+        for i in range(0, len(plan[0]), batch_size):
+            yield self.batch(*(x[i : i + batch_size] for x in plan))
 
 
 class EvalImages:

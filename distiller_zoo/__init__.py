@@ -28,4 +28,5 @@ for _name in sorted(found.name for found in pkgutil.iter_modules(__path__)):
 
 def flags_of(method: type[Method]) -> tuple[Flag, ...]:
     """The flags that `--distill method` takes beside the common ones: its own, and those of the added KD loss."""
-    return method.flags + (METHODS["kd"].flags if method.alpha_adds_kd and method.alpha is not None else ())
+    added = METHODS["kd"].flags if method.alpha_adds_kd and method.alpha is not None else ()
+    return tuple(dict.fromkeys((*method.flags, *added)))

@@ -61,6 +61,7 @@ class Term(nn.Module):
         fields, and the logits
     reads_student: whether it needs the student's outputs at all
     active: False where its weight is 0, so that it is left out of the run's loss
+    of_labels: whether it is a loss on the labels alone, without the teacher
     whole_batch: whether its loss relates the samples of a batch to each other, rather than being a mean over them:
         with several processes it then gets all of the batch (but no images), on each of them
     uncapturable: why its forward cannot be part of a CUDA graph, in words; None where it can
@@ -69,6 +70,7 @@ class Term(nn.Module):
     reads: frozenset[str] = frozenset()
     reads_student = True
     active = True
+    of_labels: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     uncapturable: ClassVar[str | None] = None
 
@@ -125,6 +127,7 @@ class Method(Term):
     alpha_adds_kd: whether `-a` weights an added KD loss (else it is the method's own)
     beta: default of `-b`; None where the method has no use for it
     beta_published: whether that default is the published one
+    ramp: default of `--ramp`, the epochs over which its weight grows
     in_main: whether it has a loss after its first stage
     in_published_code: whether the published IKD code has it; those that it lacks are later literature
     stage_reads: what its first stage reads of both networks, beside `reads`
@@ -138,6 +141,7 @@ class Method(Term):
     alpha_adds_kd: ClassVar[bool] = True
     beta: ClassVar[float | None] = 1.0
     beta_published: ClassVar[bool] = True
+    ramp: ClassVar[int] = 0
     in_main: ClassVar[bool] = True
     in_published_code: ClassVar[bool] = True
     stage_reads: ClassVar[frozenset[str]] = frozenset()
@@ -156,15 +160,24 @@ class Method(Term):
 
     @classmethod
     def resolve(cls, options: Namespace) -> None:
-        """Fill in what was not given: `-a` and `-b` get the method's defaults.
+        """Fill in what was not given: `-a`, `-b` and `--ramp` get the method's defaults.
 
-        Raises MethodError for a weight that the method has no use for.
+        Raises MethodError for one that the method has no use for.
         """
+        if options.ramp is None:
+            options.ramp = cls.ramp
+        elif options.ramp and not cls.in_main:
+            raise MethodError(f"{cls.name} has no use for --ramp: its loss is that of a first stage; leave it out")
         for flag, default in (("alpha", cls.alpha), ("beta", cls.beta)):
             if getattr(options, flag) is None:
                 setattr(options, flag, 0.0 if default is None else default)
             elif default is None and getattr(options, flag) != 0:
                 raise MethodError(f"{cls.name} has no use for -{flag[0]}: leave it out or give 0")
+
+    @staticmethod
+    def growth(epoch: int, ramp: int) -> float:
+        """What its weight is multiplied by in an epoch, the first being 1, with `--ramp`, 1 or more."""
+        return min(epoch / ramp, 1.0)
 
     def stage(self, student: Classifier) -> Stage | None:
         """What is to be trained first, for `--init_epochs`; None for most methods."""

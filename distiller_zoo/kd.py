@@ -19,6 +19,9 @@ TEMPERATURE = Flag("--kd_T", 4.0, positive_float, "temperature T of the softened
 LOGIT_STD = Flag("--logit_std", "off", str, "on: each image's logits are standardised before the temperature "
                  "(Sun et al., CVPR 2024, who give kd -r 0.1 -a 9 --kd_T 2 with it)", ("off", "on"))
 
+SECOND_VIEW = Flag("--second_view", "off", str, "on: each image is also shown in a strongly augmented view, on which "
+                   "the KD loss and the cross-entropy are added", ("off", "on"))
+
 
 def preparation(setup: Setup, options: Namespace) -> Callable[[Tensor], Tensor]:
     """What `--logit_std` has done to both networks' logits, (B, C), before the loss.
@@ -49,16 +52,21 @@ class KD(Method):
     name = "kd"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     formula = "a · T²·KL(p_t^T ‖ p_s^T)"
-    flags = (TEMPERATURE, LOGIT_STD)
+    flags = (TEMPERATURE, LOGIT_STD, SECOND_VIEW)
     reads = frozenset({"logits"})
     alpha, alpha_adds_kd = 0.9, False
     beta = None
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
+        if options.second_view == "on":
+            self.reads = self.reads | {"strong"}
         self.weight = options.alpha
         self.active = self.weight != 0
         self.prepare, self.loss = preparation(setup, options), DistillKL(options.kd_T)
 
     def forward(self, student, teacher, batch):
-        return self.weight * self.loss(self.prepare(student.logits), self.prepare(teacher.logits))
+        loss = self.loss(self.prepare(student.logits), self.prepare(teacher.logits))
+        if "strong" in self.reads:
+            loss = loss + self.loss(self.prepare(student.strong), self.prepare(teacher.strong))
+        return self.weight * loss

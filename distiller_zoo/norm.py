@@ -66,7 +66,6 @@ class Norm(Method):
         self.register_buffer("share", torch.tensor(1.0))
 
     def start_epoch(self, epoch, generator):
-        super().start_epoch(epoch, generator)
         self.share.fill_([share for first, share in SCHEDULE if epoch >= first][-1])
 
     def forward(self, student, teacher, batch):

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo._base import Flag, Method, MethodError
+from distiller_zoo._base import Method, MethodError
 from distiller_zoo._layers import average_pool, check_stages
 from helper.util import distributed
-from helper.util.arguments import nonnegative_int
 
 __all__ = ["ABF", "HCL"]
 
@@ -80,10 +79,10 @@ class KnowledgeReview(Method):
     share: Tensor
     name = "reviewkd"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
-    formula = "b · min(1, (epoch − 1)/W) · Σ_{stages, pooled} HCL(ABF(f_s), f_t), f_t before the stage's last ReLU"
-    flags = (Flag("--review_warm_up", 20, nonnegative_int, "epochs W over which the weight rises from 0"),)
+    formula = "b · Σ_{stages, pooled} HCL(ABF(f_s), f_t), f_t before the stage's last ReLU"
     reads = frozenset({"stages", "preacts", "pooled"})
     beta = 5.0
+    ramp = 20
     in_published_code = False
 
     def __init__(self, setup, options):
@@ -93,17 +92,15 @@ class KnowledgeReview(Method):
         if 1 in (*distributed.share_sizes(batch_size), *distributed.share_sizes(images % batch_size)):
             raise MethodError(f"reviewkd normalises 1x1 maps over a batch, and of {images} images in batches of "
                               f"{batch_size} one is left alone: give another --batch_size")
-        self.warm_up, self.loss = options.review_warm_up, HCL()
-        self.weight = options.beta
-        # A tensor, so that it can change beneath a captured step.
-        self.register_buffer("share", torch.tensor(1.0))
+        self.weight, self.loss = options.beta, HCL()
         maps_s, maps_t = _maps(setup.student.stages, setup.student), _maps(setup.teacher.preacts, setup.teacher)
         width = min(WIDTH, setup.student.pooled.shape[1])
         self.fusions = nn.ModuleList(ABF(s.shape[1], width, t.shape[1], s is not maps_s[-1])
                                      for s, t in zip(maps_s, maps_t, strict=True))
 
-    def start_epoch(self, epoch, generator):
-        self.share.fill_(min(1.0, (epoch - 1) / self.warm_up) if self.warm_up else 1.0)
+    @staticmethod
+    def growth(epoch, ramp):
+        return min((epoch - 1) / ramp, 1.0)  # as published: nothing in the first epoch
 
     def forward(self, student, teacher, batch):
         maps_t = _maps(teacher.preacts, teacher)
@@ -111,7 +108,7 @@ class KnowledgeReview(Method):
         for f, f_t, fuse in reversed(list(zip(_maps(student.stages, student), maps_t, self.fusions, strict=True))):
             out, deeper = fuse(f, deeper, f_t.shape[2:])
             reviewed.append(out)
-        return self.weight * self.share * self.loss(reviewed, maps_t[::-1])
+        return self.weight * self.loss(reviewed, maps_t[::-1])
 
 
 def _maps(stages, outputs):

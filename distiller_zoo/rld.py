@@ -47,6 +47,7 @@ class RefinedLogits(Method):
     reads = frozenset({"logits"})
     alpha, alpha_adds_kd = 1.0, False
     beta = 8.0
+    ramp = 20
     in_published_code = False
 
     def __init__(self, setup, options):

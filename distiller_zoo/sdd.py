@@ -67,16 +67,18 @@ class ScaleDecoupled(Method):
     reads = frozenset({"logits", "cam"})
     alpha, alpha_adds_kd = 1.0, False
     beta = 8.0
+    ramp = 20
     in_published_code = False
 
     @classmethod
     def resolve(cls, options):
         if options.sdd_M[0] != 1:
             raise MethodError("--sdd_M: the first size is 1, the whole image: give a list such as 1,2,4")
-        if options.sdd == "kd":
+        if options.sdd == "kd":  # published without a ramp
             if options.beta:
                 raise MethodError("--sdd kd has no use for -b: leave it out")
             options.alpha, options.beta = 0.9 if options.alpha is None else options.alpha, 0.0
+            options.ramp = options.ramp or 0
         super().resolve(options)
 
     def __init__(self, setup, options):

@@ -41,6 +41,7 @@ class WTTM(Method):
                 setattr(options, weight, getattr(options, flag))
         if options.alpha == 0:
             raise MethodError("wttm: -a is the power of the teacher's distribution: give a number above 0, such as 0.3")
+        super().resolve(options)
 
     def __init__(self, setup, options):
         super().__init__(setup, options)

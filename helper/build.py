@@ -21,8 +21,9 @@ from helper.record.naming import loss_in_words
 from helper.record.published import teacher_warning
 from helper.record.run import Record
 from helper.schedule import schedule
-from helper.step import Phase, sgd
+from helper.step import Phase, make_optimizer, sgd
 from helper.teacher.cache import CachedTeacher
+from helper.teacher.classes import class_matrix
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import TeacherPlan, batches_ahead, needs_all_views
 from helper.teacher.source import LiveTeacher, NoTeacher
@@ -79,7 +80,10 @@ def load_teacher(options: Namespace, data: Data) -> Classifier:
 def make_student(options: Namespace, data: Data, teacher: Classifier, device: torch.device) -> Trainee:
     """The student with its method and objective, and the teacher, on the device. Raises MethodError, UsageError."""
     student = _new_network(options.model_s, options, data)
-    setup = make_setup(student, teacher, data)
+    def classes(name, compute):
+        return class_matrix(name, compute, teacher, data, options.cache_dir, device)
+
+    setup = make_setup(student, teacher, data, classes)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
     teacher.to(device)
@@ -94,12 +98,17 @@ def make_teacher(options: Namespace, data: Data, device: torch.device) -> Traine
     return _placed(network, Objective({"ce": CrossEntropy()}), None, None, options, data, device)
 
 
-def make_setup(student: Classifier, teacher: Classifier, data: Data) -> Setup:
-    """What a method may know: both networks' outputs for two black images, for their shapes; labels and names."""
+def make_setup(student: Classifier, teacher: Classifier, data: Data, classes=None) -> Setup:
+    """What a method may know: both networks' outputs for two black images, for their shapes; labels and names.
+
+    classes: Setup.teacher_classes
+    """
     images = torch.zeros(2, *data.image_shape)
     with torch.no_grad():
         out_s, out_t = (network.eval()(images, named=True, cam=True) for network in (student, teacher))
-    return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes))
+    classifier = teacher.classifier_layer()
+    return Setup(out_s, out_t, student.name, teacher.name, data.train.labels, len(data.classes),
+                 None if classifier is None else classifier.weight.detach().clone(), classes)
 
 
 def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainData,
@@ -256,8 +265,8 @@ def _deferred(trainee, source, views):
 
 def _main_phase(options, trainee, loader):
     trained = [p for p in (*trainee.network.parameters(), *trainee.objective.parameters()) if p.requires_grad]
-    return Phase("train", trainee.network, loader, trainee.objective, sgd(trained, options), schedule(options),
-                 options.epochs, (options.seed, options.trial),
+    return Phase("train", trainee.network, loader, trainee.objective, make_optimizer(trained, options),
+                 schedule(options), options.epochs, (options.seed, options.trial),
                  {"student": trainee.network, "objective": trainee.objective},
                  precision=trainee.precision, captured=trainee.captured)
 

@@ -80,6 +80,7 @@ def parse_teacher(argv: list[str]) -> tuple[Options, list[str]]:
     if unknown:
         _refuse(unknown, parser, ())
     _resolve_learning_rate(options, options.model)
+    _check_optimizer(options)
     options.trial = str(options.trial)
     notes = _schedule_warnings(options)
     return _frozen(options, notes), notes
@@ -108,6 +109,7 @@ def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
     for name in unread:
         delattr(options, name[2:])
     _resolve_learning_rate(options, options.model_s)
+    _check_optimizer(options)
     method.resolve(options)
     if options.teacher_cache not in ("off", "auto", "on"):
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
@@ -195,6 +197,15 @@ def _resolve_learning_rate(options, model):
     if options.learning_rate is None:
         mobile = model in flags.MOBILE_NETWORKS
         options.learning_rate = flags.MOBILE_LEARNING_RATE if mobile else flags.LEARNING_RATE
+
+
+def _check_optimizer(o):
+    dot = getattr(o, "optimizer", "sgd") == "dot"
+    if o.nesterov and (dot or o.momentum == 0):
+        raise UsageError("--nesterov is for --optimizer sgd with a --momentum above 0: leave it out")
+    if dot and not o.dot_delta <= o.momentum < 1 - o.dot_delta:
+        raise UsageError(f"--dot_delta {o.dot_delta:g}: both momenta, {o.momentum:g} ± {o.dot_delta:g}, must lie in "
+                         "[0, 1): give a smaller one")
 
 
 def _refuse(unknown, parser, own):

@@ -100,6 +100,9 @@ def add_student_flags(parser: ArgumentParser) -> None:
                        help="weight of the KD loss, or of the method's own (default: the method's published value)")
     group.add_argument("-b", "--beta", type=nonnegative_float, metavar="B",
                        help="weight of the method's loss (default: the method's published value)")
+    group.add_argument("--ramp", type=nonnegative_int, metavar="N",
+                       help="epoch e < N runs at e/N of the method's weight (default: 20 for rld, sdd and reviewkd, "
+                            "else 0)")
     group.add_argument("--avg", type=nonnegative_float, default=0.0, metavar="W",
                        help="weight of the IKD term; 0: no IKD")
     group.add_argument("--intra_T", type=positive_float, default=2.0, metavar="T", help="temperature of the IKD term")
@@ -112,6 +115,12 @@ def add_student_flags(parser: ArgumentParser) -> None:
     group.add_argument("--cache_dtype", default="float16", choices=("float16", "float32"),
                        help="of the stored values; the teacher itself runs in float32")
     group.add_argument("--cache_dir", default="./save/teacher_cache", metavar="DIR", help="of the caches of all runs")
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--optimizer", default="sgd", choices=("sgd", "dot"),
+                       help="dot: the distillation-oriented trainer (Zhao et al., ICCV 2023), SGD with one momentum "
+                            "for the cross-entropy and another for the distillation")
+    group.add_argument("--dot_delta", type=unit_float, default=0.075, metavar="X",
+                       help="dot: the distillation's momentum is greater by this, the cross-entropy's smaller")
     group = parser.add_argument_group("first stage")
     group.add_argument("--init_epochs", type=positive_int, default=30, metavar="N",
                        help="epochs of the first stage of factor, abound and fsp")
@@ -144,6 +153,7 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help="epoch e < N runs at e/N of the learning rate")
     group.add_argument("--weight_decay", type=nonnegative_float, default=5e-4, metavar="X", help="on every parameter")
     group.add_argument("--momentum", type=unit_float, default=0.9, metavar="X", help="of SGD")
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="random seed")
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", default="cifar100", type=dataset_name, metavar="NAME",

@@ -1,5 +1,5 @@
 """What a run minimises: the sum of its terms."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +16,32 @@ from models import Outputs
 
 
 class CrossEntropy(Term):
-    """weight * cross-entropy with the labels, batch mean."""
+    """weight * cross-entropy with the labels, batch mean; with `strong` summed over both views."""
 
-    def __init__(self, weight: float = 1.0):
+    of_labels = True
+
+    def __init__(self, weight: float = 1.0, strong: bool = False):
         super().__init__()
         self.weight = weight
         self.active = weight != 0
+        self.reads = frozenset({"strong"} if strong else ())
 
     def forward(self, student, teacher, batch):
-        return self.weight * F.cross_entropy(student.logits.float(), batch.labels)
+        views = [student.logits, student.strong] if self.reads else [student.logits]
+        return self.weight * sum(F.cross_entropy(logits.float(), batch.labels) for logits in views)
 
 
 class Objective(nn.Module):
-    """Named terms; its parameters are theirs (regressors, embeddings), its state dict theirs (banks, class means)."""
+    """Named terms; its parameters are theirs (regressors, embeddings), its state dict theirs (banks, class means).
 
-    def __init__(self, terms: dict[str, Term]):
+    growth: of the terms whose weight grows, epoch -> what it is multiplied by
+    """
+
+    def __init__(self, terms: dict[str, Term], growth: dict[str, Callable[[int], float]] | None = None):
         super().__init__()
-        self.terms = nn.ModuleDict(terms)
+        self.terms, self.growth = nn.ModuleDict(terms), growth or {}
+        for name in self.growth:  # tensors, so that they can change beneath a captured step
+            self.register_buffer(f"{name}_share", torch.tensor(1.0), persistent=False)
         self.reads = frozenset().union(*(term.reads for term in terms.values()))
         self.reads_student = any(term.reads_student for term in terms.values())
 
@@ -47,8 +56,9 @@ class Objective(nn.Module):
 
         With several processes each has its share of the batch: the mean of their losses is that of the whole.
         """
-        return {name: self._of_whole(term, student, teacher, batch) if term.whole_batch else
-                _weighted(term(student, teacher, batch), batch) for name, term in self.items()}
+        losses = {name: self._of_whole(term, student, teacher, batch) if term.whole_batch else
+                  _weighted(term(student, teacher, batch), batch) for name, term in self.items()}
+        return losses | {name: getattr(self, f"{name}_share") * losses[name] for name in self.growth}
 
     @staticmethod
     def _of_whole(term, student, teacher, batch):
@@ -72,6 +82,8 @@ class Objective(nn.Module):
         return "; ".join(reasons) or None
 
     def start_epoch(self, epoch, generator):
+        for name, share in self.growth.items():
+            getattr(self, f"{name}_share").fill_(share(epoch))
         for _, term in self.items():
             term.start_epoch(epoch, generator)
 
@@ -89,16 +101,26 @@ def _weighted(loss, batch):
 def student_objective(method: Method, setup: Setup, options) -> Objective:
     """r·CE + the method + a·KD where the method leaves `-a` to it + avg·IKD; terms of weight 0 are left out.
 
-    Raises UsageError where nothing is left.
+    The cross-entropy is that of both views where another term reads the second.
+    Raises UsageError where nothing is left, or nothing for one of DOT's two gradients.
     """
-    terms = {"ce": CrossEntropy(options.gamma), method.name: method}
+    terms: dict[str, Term] = {method.name: method}
     if method.alpha_adds_kd and options.alpha != 0:
         terms["kd"] = KD(setup, options)
     if options.avg != 0:
         terms["ikd"] = ikd = IKD(setup.num_classes, options.intra_T, options.avg)
         if options.ikd_means == "smooth":
             ikd.fix_means(smoothed_labels(setup.num_classes, options.intra_T), torch.ones(setup.num_classes))
+    strong = any("strong" in term.reads for term in terms.values() if term.active)
+    terms = {"ce": CrossEntropy(options.gamma, strong), **terms}
     terms = {name: term for name, term in terms.items() if term.active}
     if not terms:
         raise UsageError("every weight is 0, so there is nothing to minimise: give -r, -a, -b or --avg a value above 0")
-    return Objective(terms)
+    if options.optimizer == "dot":
+        if len({term.of_labels for term in terms.values()}) < 2:
+            raise UsageError("--optimizer dot balances the cross-entropy and the distillation: give both -r and the "
+                             "method's weight a value above 0, or --optimizer sgd")
+        if distributed.world_size() > 1:
+            raise UsageError("--optimizer dot is of a single process: start one, or give --optimizer sgd")
+    growth = {method.name: lambda epoch: method.growth(epoch, options.ramp)} if options.ramp and method.active else {}
+    return Objective(terms, growth)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dataset import Batch
 from helper.cuda_graph import CapturedStep
+from helper.dot import DOT
 from helper.meters import Meters
 from helper.objective import Objective
 from helper.teacher.loader import DistillLoader
@@ -23,14 +24,14 @@ class Forward(nn.Module):
         super().__init__()
         self.student, self.objective, self.precision = student, objective, precision
 
-    def forward(self, batch: Batch, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """The total loss; each term's loss and the student's logits (B, C), both without a gradient."""
+    def forward(self, batch: Batch, teacher: Outputs) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each term's loss, and the student's logits (B, C) without a gradient."""
         student = Outputs()
         if self.objective.reads_student:
-            student = self.precision.outputs(self.student, batch.images, self.objective.reads | {"logits"})
+            reads = self.objective.reads | {"logits"}
+            student = self.precision.outputs(self.student, batch.images, reads, batch.strong)
         losses = self.objective(student, teacher, batch)
-        logits = None if student.logits is None else student.logits.detach()
-        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}, logits
+        return losses, None if student.logits is None else student.logits.detach()
 
 
 @dataclass
@@ -95,25 +96,44 @@ Step = Callable[[Phase, Batch, Outputs, Meters], None]
 
 def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
     """One step, given the teacher's outputs for its batch. Nothing here waits for the device."""
-    total, losses, logits = phase.forward(batch, teacher)
+    losses, logits = phase.forward(batch, teacher)
+    total = sum(losses.values())
     phase.optimizer.zero_grad(set_to_none=True)
     total.backward()
     phase.optimizer.step()
-    meters.update(losses, total.detach(), logits, batch.labels, batch.size)
+    meters.update(losses, total, logits, batch.labels, batch.size)
+
+
+def dot_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
+    """One step of DOT: the gradients of the loss on the labels and of all others, of one forward pass."""
+    losses, logits = phase.forward(batch, teacher)
+    assert isinstance(phase.optimizer, DOT)
+    task, distillation = (torch.stack([losses[name] for name, term in phase.objective.items()
+                                       if term.of_labels == of_labels]).sum() for of_labels in (True, False))
+    phase.optimizer.step(*phase.optimizer.backward(task, distillation))
+    meters.update(losses, task + distillation, logits, batch.labels, batch.size)
 
 
 def choose_step(phase: Phase) -> Step:
     """The way in which the phase's steps run: plain, with gradients shared by several processes, or captured."""
     phase.forward = distributed.wrap_ddp(phase.forward)
-    return CapturedStep(train_step, phase) if phase.captured else train_step
+    step = dot_step if isinstance(phase.optimizer, DOT) else train_step
+    return CapturedStep(step, phase) if phase.captured else step
 
 
 def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:
     """The published optimiser: momentum, and weight decay on every parameter."""
     parameters = list(parameters)
     # On CUDA the fused kernel, which alone reads its learning rate from the device, as a captured step needs.
-    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum,
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum, nesterov=options.nesterov,
                            weight_decay=options.weight_decay, fused=parameters[0].is_cuda or None)
+
+
+def make_optimizer(parameters: Iterable[Tensor], options) -> torch.optim.Optimizer:
+    """The optimizer of a network's own epochs."""
+    if getattr(options, "optimizer", "sgd") == "sgd":
+        return sgd(parameters, options)
+    return DOT(parameters, options.learning_rate, options.momentum, options.weight_decay, options.dot_delta)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -29,7 +29,7 @@ def loss_in_words(method: type[Method], terms: list[str], stage: Stage | None, o
     """The resolved loss, as '1·CE + dkd [T²·(a·TCKD + b·NCKD); a=1, b=8, kd_T=4.0] + 6.5·IKD(T=1)'; before it a
     method's first stage, as 'first 30 epochs of 1·boundaries, then'."""
     flags = [f"{flag.name[2:]}={getattr(o, flag.name[2:])}" for flag in method.flags]
-    own = ", ".join([f"a={o.alpha:g}", f"b={o.beta:g}", *flags])
+    own = ", ".join([f"a={o.alpha:g}", f"b={o.beta:g}", *flags, *([f"ramp={o.ramp}"] if o.ramp else [])])
     words = {"ce": f"{o.gamma:g}·CE", "kd": f"{o.alpha:g}·KD(T={getattr(o, 'kd_T', '')})",
              "ikd": f"{o.avg:g}·IKD(T={o.intra_T:g})"} | {method.name: f"{method.name} [{method.formula}; {own}]"}
     first = f"first {o.init_epochs} epochs of {stage.weight:g}·{stage.name}, then " if stage else ""

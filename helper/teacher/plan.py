@@ -13,7 +13,7 @@ import torch
 from dataset import Data, EvalData, Split, TrainData, TrainViews
 from helper.evaluation import Evaluation, evaluate
 from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
-from helper.teacher.source import LiveTeacher, TeacherSource
+from helper.teacher.source import LiveTeacher, TeacherSource, WithStrongView
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.files import write_json
@@ -28,6 +28,8 @@ BUILD_PIXELS = 4096 * 32 * 32
 AHEAD, MEMORY_AHEAD = 1024, 0.1
 # Batches of a timing: those that warm up, and those that are timed.
 WARM_UP, TIMED = 2, 4
+# The second view is drawn anew each epoch: its outputs are computed live, beside a cache of the others.
+LIVE = frozenset({"strong"})
 # What the cache leaves free on a GPU, for the images, the networks and their activations.
 HEADROOM = 4 * 2**30
 
@@ -60,8 +62,8 @@ class CacheInputs(NamedTuple):
 
 
 def unstored(reads: frozenset[str]) -> list[str]:
-    """Those of the fields that no cache holds."""
-    return sorted(reads - set(FIELDS))
+    """Those of the fields for which a run with a cache would need the live teacher on the views that are cached."""
+    return sorted(reads - set(FIELDS) - LIVE)
 
 
 def needs_all_views(options) -> bool:
@@ -82,7 +84,7 @@ def decide(s: CacheInputs, speeds: Callable[[], tuple[float, float]]) -> tuple[s
     fits = s.device_free is None or s.table + HEADROOM <= s.device_free
     if unstored(s.reads):
         return "live", f"live teacher: {', '.join(unstored(s.reads))} are read, and feature maps are not stored"
-    if not s.reads:
+    if not s.reads - LIVE:
         return "live", "not needed: nothing of the teacher is read"
     if s.asked == "on":
         return "complete", "complete" if s.left == 0 else "asked for"
@@ -176,7 +178,12 @@ class TeacherPlan:
         """
         if self.cache is None:
             return LiveTeacher(self.teacher, self.reads, self.precision)
-        fields, device, cache = sorted(self.reads), views.labels.device, self.cache
+        source = self._open_cache(self.cache, views, stop)
+        live = self.reads & LIVE
+        return WithStrongView(source, LiveTeacher(self.teacher, live, self.precision)) if live else source
+
+    def _open_cache(self, cache, views, stop):
+        fields, device = sorted(self.reads - LIVE), views.labels.device
         assert isinstance(views, TrainViews)  # a cache is planned for countable views alone
         cache.prepare(fields, self.teacher, views, stop)
 
@@ -185,7 +192,7 @@ class TeacherPlan:
 
         if self.source == "grow":
             def fill_epoch(plan):
-                order, view = (x.numpy() for x in plan)
+                order, view = (x.numpy() for x in plan[:2])
                 fill(np.sort(order * cache.shape[1] + (view if views.flip else view // 2)))
 
             return CachedTeacher({name: cache.table(name) for name in fields}, views.flip, fill_epoch)
@@ -216,7 +223,7 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
     if options.teacher_cache != "off" and not data.countable:
         facts = {"cache": f"live teacher: {data.name} has unbounded random augmentation, which no cache can hold"}
     elif options.teacher_cache != "off":
-        if reads and not unstored(reads):
+        if reads - LIVE and not unstored(reads):
             widths = {name: getattr(probe, name).shape[1] for name in FIELDS if getattr(probe, name) is not None}
             cache = Cache(options.cache_dir, teacher, data, options.cache_dtype, device, widths)
         source, reason = distributed.broadcast_from_rank0(
@@ -224,7 +231,8 @@ def plan_teacher(options, teacher: Classifier, data: Data, trainee, device: torc
                            lambda: teacher_speeds(teacher, data, precision, device)))
         facts = {"cache": reason}
         if cache and source != "live":
-            facts["cache"] += f" ({options.cache_dtype}, {size(cache.bytes(*reads))}, {cache.folder})"
+            facts["cache"] += f" ({options.cache_dtype}, {size(cache.bytes(*(reads - LIVE)))}, {cache.folder})"
+            facts["cache"] += "; the second view's outputs are computed live" * bool(reads & LIVE)
     if needs_all_views(options) and source == "live":
         raise UsageError("--ikd_means all takes the class means from the teacher cache, which this run does not use "
                          f"({facts.get('cache', '--teacher_cache off')}): give --teacher_cache on and a method "
@@ -284,7 +292,7 @@ def fitting_batches(image: float, batch_size: int, memory: int) -> int:
 def _inputs(options, cache, reads, device, record):
     # Means over all views exist in a complete cache alone: `auto` has no choice then.
     asked = "on" if needs_all_views(options) else options.teacher_cache
-    fields = sorted(reads)
+    fields = sorted(reads - LIVE)
     needed, free = cache.disk(fields) if cache else (0, 0)
     return CacheInputs(
         asked, reads, record.earlier.decisions.get("teacher_source"), cache.left(fields) if cache else 1.0,

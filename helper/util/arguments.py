@@ -35,14 +35,6 @@ def epoch_list(text: str) -> list[int]:
     return epochs
 
 
-def positive_list(text: str) -> list[float]:
-    """'2,3,4.5' -> [2.0, 3.0, 4.5]."""
-    try:
-        return [positive_float(part) for part in text.split(",")]
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers above 0, such as 2,3,4.5") from None
-
-
 def size_list(text: str) -> list[int]:
     """'1,2,4' -> [1, 2, 4]."""
     try:

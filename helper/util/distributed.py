@@ -136,12 +136,11 @@ def own_slice(whole: int) -> slice:
     return slice(before, before + share_sizes(whole)[rank()])
 
 
-def own_share(plan: tuple[Tensor, Tensor], batch_size: int) -> tuple[Tensor, Tensor]:
+def own_share(plan: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, ...]:
     """This process's part of an epoch's plan: its own rows of each batch of `batch_size`, in order."""
     if world_size() == 1:
         return plan
-    order, view = (torch.cat([part[own_slice(len(part))] for part in x.split(batch_size)]) for x in plan)
-    return order, view
+    return tuple(torch.cat([part[own_slice(len(part))] for part in x.split(batch_size)]) for x in plan)
 
 
 def all_gather_rows(rows: Tensor, whole: int) -> Tensor:

@@ -8,18 +8,26 @@ from distiller_zoo import (
     DKD,
     HCL,
     CATLoss,
+    CRLDLoss,
     CTKDLoss,
     DistillKL,
     LDRLDLoss,
+    MLKDLoss,
     NORMLoss,
     RLDLoss,
     SDDLoss,
+    WKDFeatureLoss,
+    WKDLogitLoss,
     cell_logits,
+    cka_cost,
+    classifier_cost,
     normalise_logits,
+    wasserstein,
 )
-from distiller_zoo._logits import standardise
+from distiller_zoo._logits import log_softmax, standardise
 from distiller_zoo.ctkd import strength_of
 from distiller_zoo.reviewkd import ABF
+from distiller_zoo.wkd import Projector
 from tests.golden import cases, recipe
 from tests.golden.cases import LATER, A, check_later
 
@@ -27,6 +35,13 @@ from tests.golden.cases import LATER, A, check_later
 @pytest.fixture
 def logits():
     return cases.logits()
+
+
+@pytest.fixture
+def views(logits):
+    """s_w, s_s, t_w, t_s, labels."""
+    s, t, y = logits
+    return (s, A("a/student_strong", (16, 100), 2.0).requires_grad_(), t, A("a/teacher_strong", (16, 100), 2.0), y)
 
 
 # RLD
@@ -97,6 +112,85 @@ def test_catkd_with_cross_entropy(maps, logits):
     classes = cam(smap, swc)
     loss = F.cross_entropy(classes.mean((2, 3)), logits[2]) + 15 * CATLoss(2, False)(classes, cam(tmap, twc))
     check_later("cat_kd_total_res2_plain_w15", loss, smap, swc)
+
+
+# WKD
+
+
+def distances(name):
+    if name == "fc":
+        return classifier_cost(A("a/wkd/proto", (100, 64)))
+    if name == "cka":
+        features = A("a/wkd/class_feat", (100, 12, 16)) + 2 * A("a/wkd/class_shift", (5, 12, 16)).repeat(20, 1, 1)
+        return cka_cost(features.flatten(0, 1), torch.arange(100).repeat_interleave(12), 100)
+    r = A("a/wkd/cost", (100, 100), 0.5).abs()
+    return ((r + r.T) / 2).fill_diagonal_(0)
+
+
+@pytest.mark.parametrize("case, cost, T, gamma, options", [
+    ("target_term_only", "random", 8, 0, {}), ("random_cost_T8_g1", "random", 8, 1, {}),
+    ("random_cost_T8_g600", "random", 8, 600, {}), ("fc_cost_T8_g600", "fc", 8, 600, {}),
+    ("cka_cost_T8_g600", "cka", 8, 600, {}), ("fc_cost_T2_g30", "fc", 2, 30, {}),
+    ("fc_cost_T2_g30_it2", "fc", 2, 30, {"iterations": 2}),
+    ("fc_cost_T2_g30_lambda0.2_it3", "fc", 2, 30, {"regularisation": 0.2, "iterations": 3})])
+def test_wkds_loss_on_logits(logits, case, cost, T, gamma, options):
+    loss = WKDLogitLoss(distances(cost), T, **options)
+    check_later(f"wkdl_{case}", loss.target(*logits) + gamma * loss.distance(*logits), logits[0])
+
+
+def test_wkds_distance_over_all_classes(logits):
+    s, t = (log_softmax(z, 8.0).exp() for z in logits[:2])
+    loss = WKDLogitLoss(distances("random"))
+    check_later("wkdl_all_classes_random_cost_T8", wasserstein(s, t, loss.cost, loss.kernel, 10).mean(), logits[0])
+
+
+@pytest.mark.parametrize("case, stage, ratio, grid", [
+    ("grid1_ratio4", 1, 4, 1), ("grid4_ratio3", 1, 3, 4), ("grid4_ratio2_16px", 0, 2, 4)])
+def test_wkds_loss_on_features(case, stage, ratio, grid):
+    shapes = [((16, 8, 16, 16), (16, 16, 16, 16)), ((16, 16, 8, 8), (16, 24, 8, 8))][stage]
+    f_s, f_t = A(f"a/fs{stage}", shapes[0]).requires_grad_(), A(f"a/ft{stage}", shapes[1])
+    projector = Projector(f_s.shape[1], f_t.shape[1], False, False)
+    state = {key: value for key, value in projector.state_dict().items() if "running" not in key and "num" not in key}
+    filled = recipe.fill({f"a/wkdf/{key}": value for key, value in state.items()})
+    projector.load_state_dict({key.removeprefix("a/wkdf/"): value for key, value in filled.items()}, strict=False)
+    loss = WKDFeatureLoss(ratio, grid)(projector.train()(f_s), f_t)
+    check_later(f"wkdf_{case}", loss, f_s, projector.conv.weight, projector.bn.weight)
+
+
+# CRLD and MLKD
+
+
+@pytest.mark.parametrize("case, within, cross, T, ce", [
+    ("within_view_T4", 1, 0, 4, 0), ("cross_view_T4", 0, 1, 4, 0), ("kd_wv2_cv0.5_T4", 2, 0.5, 4, 0),
+    ("total_ce1_wv2_cv0.5_T4", 2, 0.5, 4, 1), ("total_imagenet_ce2_wv2_cv0.5_T1", 2, 0.5, 1, 2)])
+def test_crld(views, case, within, cross, T, ce):
+    s_w, s_s, _, t_s, y = views
+    t_w = A("a/teacher_weak", (16, 100), 8.0)
+    loss = CRLDLoss(within, cross, T)(s_w, s_s, t_w, t_s) + ce * (F.cross_entropy(s_w, y) + F.cross_entropy(s_s, y))
+    check_later(f"crld_{case}", loss, s_w, s_s)
+
+
+@pytest.mark.parametrize("case, T, ce, weight", [
+    ("two_views_total", 4, 0.1, 0.9), ("two_views_total_imagenet_T1_ce0.5_kd0.5", 1, 0.5, 0.5),
+    ("one_view_total", 4, 0.1, 0.9), ("two_views_total_standardised_T2_kd9", 2, 0.1, 9),
+    ("two_views_total_saturated_teacher", 4, 0.1, 0.9),
+    *[(f"{views}_{part}", 4, 0.1, 0.9) for views in ("two_views", "one_view") for part in ("ce", "kd", "cc", "bc")]])
+def test_mlkd(views, case, T, ce, weight):
+    s_w, s_s, t_w, t_s, y = views
+    if "saturated" in case:
+        t_w = t_w.clone()
+        t_w[range(10), t_w[:10].argmax(1)] += 80
+    both = "two_views" in case
+    prepare = standardise if "standardised" in case else torch.nn.Identity()
+    shown, taught = ([s_w, s_s], [t_w, t_s]) if both else ([s_w], [t_w])
+    loss = MLKDLoss(T)
+    classes, batch = loss.correlations(s_w, t_w)
+    parts = {"ce": ce * sum(F.cross_entropy(s, y) for s in shown),
+             "kd": weight * loss.kd([*map(prepare, shown)], [*map(prepare, taught)], t_w),
+             "cc": weight * classes, "bc": weight * batch}
+    part = case.rsplit("_", 1)[1]
+    students = (s_w,) if part in ("cc", "bc") or not both else (s_w, s_s)
+    check_later(f"mlkd_{case}", parts[part] if part in parts else sum(parts.values()), *students)
 
 
 # DIST, CTKD, ReviewKD, logit standardisation

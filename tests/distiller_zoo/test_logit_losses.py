@@ -2,7 +2,20 @@
 import pytest
 import torch
 
-from distiller_zoo import DIST, DKD, CTKDLoss, DistillKL, IKDLoss, MLKDLoss, NKDLoss, WTTMLoss
+from distiller_zoo import (
+    DIST,
+    DKD,
+    CRLDLoss,
+    CTKDLoss,
+    DistillKL,
+    IKDLoss,
+    LDRLDLoss,
+    MLKDLoss,
+    NKDLoss,
+    RLDLoss,
+    WKDLogitLoss,
+    WTTMLoss,
+)
 from distiller_zoo._logits import standardise
 from tests.golden import cases
 
@@ -48,6 +61,7 @@ def test_logit_losses_are_finite_for_any_finite_logits(dtype, classes, T):
     """Users' reports: NaN or inf of the published DKD for confident teachers and for 2 classes."""
     generator = torch.Generator().manual_seed(classes)
     labels = torch.arange(8) % classes
+    wkd = WKDLogitLoss(1 - torch.eye(classes), T)
     for scale_s in EXTREMES:
         for scale_t in EXTREMES:
             student = (scale_s * (2 * torch.rand(8, classes, generator=generator) - 1)).to(dtype).requires_grad_()
@@ -55,8 +69,12 @@ def test_logit_losses_are_finite_for_any_finite_logits(dtype, classes, T):
             losses = [DistillKL(T)(student, teacher), DKD()(student, teacher, labels, 1.0, 8.0, T),
                       NKDLoss(T, 1.5)(student, teacher, labels), WTTMLoss()(student, teacher, 0.3, 1.5),
                       IKDLoss(T)(student, teacher[:1].expand(classes, -1), labels),
-                      DIST(tau=T)(student, teacher), MLKDLoss([T])(student, teacher), CTKDLoss()(student, teacher),
-                      DistillKL(T)(standardise(student), standardise(teacher))]
+                      DIST(tau=T)(student, teacher), MLKDLoss(T)(student, teacher), CTKDLoss()(student, teacher),
+                      DistillKL(T)(standardise(student), standardise(teacher)),
+                      RLDLoss(T=T, tau=T)(student, teacher, labels), wkd.distance(student, teacher, labels),
+                      wkd.target(student, teacher, labels), CRLDLoss(T=T)(student, student, teacher, teacher)]
+            if classes > 2:
+                losses.append(LDRLDLoss(T=T, k=2)(student, teacher))
             for loss in losses:
                 (gradient,) = torch.autograd.grad(loss, student)
                 assert loss.dtype == torch.float32 and loss.isfinite() and gradient.isfinite().all()

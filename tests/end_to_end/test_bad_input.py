@@ -78,7 +78,7 @@ STUDENT = [
     ("--distill crd --nce_m 1", "'1' is not a number from 0 to below 1"),
     ("--distill fsp --path_t {files}/resnet8x4_vanilla/wide.pth", "fsp needs equal channels"),
     ("--distill attention --path_t {files}/vgg8_vanilla/vgg.pth", "resnet8 has 3, vgg8 4"),
-    ("--distill mlkd --mlkd_T 2,0", "'2,0' is not a list of numbers above 0, such as 2,3,4.5"),
+    ("--distill mlkd --mlkd_T 0", "'0' is not a number above 0"),
     ("--distill dkd --logit_std yes", "choose from"),
     ("--distill reviewkd --batch_size 131", "of 1442 images in batches of 131 one is left alone"),
     ("--trial ../up", "cannot end a folder's name"),

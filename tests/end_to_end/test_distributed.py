@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import dataset
+from dataset._strong import strong_draws
 from distiller_zoo import METHODS
 from helper.build import make_setup
 from helper.cli import student_options
 from helper.util.seeding import derive_seed
-from models import Outputs, build, load_model
+from models import build, load_model
+from models.precision import FLOAT32
 from tests.support import scripts
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(scripts.ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -21,6 +23,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(scripts.RO
 DATA = ["--dataset", "digits", "--imbalance", "0.015", "--batch_size", "188", "--warm_up", "0", "--epochs", "2"]
 # Small steps, and few, since training amplifies rounding: two threads instead of one do as much.
 FLAGS = [*DATA, "--model_s", "resnet8", "--learning_rate", "0.002", "--init_epochs", "1", "--sync_bn", "--avg", "2"]
+READ = frozenset({"logits", "pooled", "stages", "preacts", "stem", "cam", "strong"})
 # Of each kind: means over the samples, relations between them, banks, parameters of the method's, a first stage.
 METHODS_TRIED = ["kd", "rkd", "crd", "hint", "factor"]
 
@@ -109,15 +112,15 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
     views = dataset.TrainViews(data, torch.device("cpu"))
     torch.manual_seed(0)
     networks = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
-    built = METHODS[method](make_setup(*networks, data), options)
+    built = METHODS[method](make_setup(*networks, data, lambda name, compute: 1 - torch.eye(10)), options)
     stage = built.stage(networks[0])
     term = (stage.term if stage else built).eval()  # batch norm in regressors goes by its statistics
     term.start_epoch(2, torch.Generator())
 
     @torch.no_grad()
     def loss(part):
-        batch = views.batch(torch.arange(60)[part], torch.full((60,), 80)[part])
-        student, teacher = (Outputs(*network(batch.images, named=True, cam=True)) for network in networks)
+        batch = views.batch(torch.arange(60)[part], torch.full((60,), 80)[part], strong_draws(60, 0, "1", "t", 1)[part])
+        student, teacher = (FLOAT32.outputs(network, batch.images, READ, batch.strong) for network in networks)
         return term(student, teacher, batch).item()
 
     assert loss(slice(None)) == pytest.approx((20 * loss(slice(20)) + 40 * loss(slice(20, 60))) / 60, rel=1e-4)

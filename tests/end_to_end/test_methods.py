@@ -10,17 +10,20 @@ from helper import cli
 from helper.objective import Objective, student_objective
 from helper.teacher.source import LiveTeacher
 from models import model_dict
+from models.precision import FLOAT32
 from tests.support import scripts
 
 CLASSES, SAMPLES = 10, 60
 # What each method trains beside the student, by the first part of its parameters' names.
 TRAINED = {"hint": {"regressor"}, "correlation": {"embed_s", "embed_t"}, "vid": {"losses"}, "crd": {"loss"},
-           "factor": {"translator"}, "ctkd": {"loss"}, "reviewkd": {"fusions"}, "norm": {"expand"}}
+           "factor": {"translator"}, "wkd": {"projector"}, "ctkd": {"loss"}, "reviewkd": {"fusions"},
+           "norm": {"expand"}}
+EVERYTHING = frozenset({"logits", "pooled", "stages", "preacts", "stem", "cam", "strong"})
 STAGED = {"factor": "paraphraser", "abound": "boundaries", "fsp": "flows"}
 
 
 def options(method, *flags):
-    small = ["--nce_k", "32"] if method == "crd" else []
+    small = {"crd": ["--nce_k", "32"], "crld": ["--crld_weak", "0"], "wkd": ["--wkd", "lf"]}.get(method, [])
     return cli.student_options(["--path_t", "t", "--distill", method, *small, *flags])
 
 
@@ -33,7 +36,8 @@ def setup_of(student, teacher):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         outputs = [network.eval()(images, named=True, cam=True) for network in (student, teacher)]
-    return Setup(*outputs, student.name, teacher.name, torch.arange(SAMPLES) % CLASSES, CLASSES)
+    return Setup(*outputs, student.name, teacher.name, torch.arange(SAMPLES) % CLASSES, CLASSES,
+                 teacher.classifier_layer().weight.detach(), lambda name, compute: 1 - torch.eye(CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +45,10 @@ def pair():
     """A student, a teacher, their set-up, a batch and both networks' outputs for it."""
     student, teacher = networks()
     index = torch.randperm(SAMPLES)[:12]
-    batch = Batch(torch.randn(12, 3, 32, 32), index % CLASSES, index, None)
+    batch = Batch(torch.randn(12, 3, 32, 32), index % CLASSES, index, None, strong=torch.randn(12, 3, 32, 32))
     setup = setup_of(student, teacher)
-    out_s = student.train()(batch.images, named=True, cam=True)
-    everything = frozenset({"logits", "pooled", "stages", "preacts", "stem", "cam"})
-    return student, teacher, setup, batch, out_s, LiveTeacher(teacher, everything)(batch)
+    out_s = FLOAT32.outputs(student.train(), batch.images, EVERYTHING, batch.strong)
+    return student, teacher, setup, batch, out_s, LiveTeacher(teacher, EVERYTHING)(batch)
 
 
 def build(name, pair, *flags):
@@ -71,7 +74,8 @@ def test_all_seventeen_of_the_published_code_are_there_and_later_ones():
     published = {name for name, method in METHODS.items() if method.in_published_code}
     assert published == {"kd", "dkd", "nkd", "wttm", "hint", "attention", "nst", "similarity", "rkd", "pkt",
                          "correlation", "vid", "kdsvd", "crd", "factor", "abound", "fsp"}
-    assert set(METHODS) - published == {"catkd", "ctkd", "dist", "ldrld", "mlkd", "norm", "reviewkd", "rld", "sdd"}
+    assert set(METHODS) - published == {"catkd", "crld", "ctkd", "dist", "ldrld", "mlkd", "norm", "reviewkd", "rld",
+                                       "sdd", "wkd"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,7 +95,7 @@ def test_its_weight_acts(name, pair):
     flag = "-a" if METHODS[name].beta is None else "-b"
     one, two, three = (value(term_of(name, pair, flag, weight), pair).item() for weight in ("1", "2", "3"))
     assert three - two == pytest.approx(two - one, rel=1e-3) and two != one
-    if name not in ("nkd", "dkd", "rld", "ldrld", "sdd"):  # these have a part that b does not weight
+    if name not in ("nkd", "dkd", "rld", "ldrld", "sdd", "crld", "wkd"):  # these have a part that b does not weight
         assert two == pytest.approx(2 * one, rel=1e-4)
 
 
@@ -119,7 +123,8 @@ def test_kd_and_ikd_add_up_with_it(name, pair):
     objective.start_epoch(2, torch.Generator())
     assert objective(out_s, out_t, batch)["ikd"] > 0
     assert losses["ce"].item() == pytest.approx(
-        0.5 * torch.nn.functional.cross_entropy(out_s.logits, batch.labels).item())
+        0.5 * sum(torch.nn.functional.cross_entropy(z, batch.labels).item()
+                  for z in (out_s.logits, *([out_s.strong] if "strong" in objective.reads else []))))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -133,7 +138,7 @@ def test_its_trainable_parts_get_gradients_and_its_frozen_ones_none(name, pair):
     trained = {key.split(".", 2)[2].split(".")[0] for key, p in objective.named_parameters() if p.requires_grad}
     assert trained == TRAINED.get(name, set())
     student.zero_grad()
-    sum(objective(student(batch.images, named=True, cam=True), out_t, batch).values()).backward()
+    sum(objective(FLOAT32.outputs(student, batch.images, EVERYTHING, batch.strong), out_t, batch).values()).backward()
     for key, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
@@ -212,7 +217,8 @@ def test_it_serves_other_families_or_says_why_not(name, student, teacher):
     term.train()
     term.start_epoch(1, torch.Generator().manual_seed(0))
     batch = Batch(None, setup.labels[:2], torch.arange(2), None)
-    assert term(setup.student, setup.teacher, batch).isfinite()
+    outputs = (out._replace(strong=out.logits) for out in (setup.student, setup.teacher))
+    assert term(*outputs, batch).isfinite()
 
 
 def test_an_objective_of_no_weight_is_refused():
@@ -224,7 +230,7 @@ def test_an_objective_of_no_weight_is_refused():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].reads != {"logits"}])
 def test_it_trains_on_the_digits_with_kd_and_ikd_to_a_falling_loss(name, digits_teacher, tmp_path):
-    small = {"crd": ["--nce_k", 256], "reviewkd": ["--review_warm_up", 0]}.get(name, [])
+    small = {"crd": ["--nce_k", 256], "reviewkd": ["--ramp", 0], "sdd": ["--ramp", 0]}.get(name, [])
     epochs = 4 if name == "crd" else 2
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", name, "-a", 0.5, "--avg", 1,
                     "--dataset", "digits", "--imbalance", 0.1, "--epochs", epochs, "--init_epochs", 2,

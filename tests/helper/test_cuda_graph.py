@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dataset
-from distiller_zoo import METHODS, Setup, Term
+from distiller_zoo import METHODS, Term
 from helper import cuda_graph
+from helper.build import make_setup
 from helper.cli import student_options
 from helper.cuda_graph import CapturedStep, is_captured
 from helper.meters import Meters
@@ -71,21 +72,19 @@ class Recorder:
         self.held = 0
 
 
-def views_of_digits(n):
+def few_digits(n):
     digits = dataset.load("digits", "")
     few = dataset.Split(digits.train.images[:n], digits.train.labels[:n])
-    return dataset.TrainViews(dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few), CPU)
+    return dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few)
 
 
 def train(method, take_by, epochs=3, ahead=1, cached=False):
     """A student's, its objective's and its meters' states after some epochs of BATCHES + 1 batches."""
     torch.manual_seed(0)
-    views = views_of_digits(BATCHES * BATCH + LAST)
+    data = few_digits(BATCHES * BATCH + LAST)
     student, teacher = (model_dict[name](num_classes=10) for name in ("resnet8", "resnet8"))
     options = student_options(["--path_t", "t", "--distill", method, "--avg", "2", "--learning_rate", "0.01"])
-    with torch.no_grad():
-        outputs = [network.eval()(torch.zeros(2, 3, 32, 32), named=True, cam=True) for network in (student, teacher)]
-    setup = Setup(*outputs, student.name, teacher.name, views.labels, 10)
+    setup = make_setup(student, teacher, data, lambda name, compute: 1 - torch.eye(10))
     built = METHODS[method](setup, options)
     stage = built.stage(student)
     objective = Objective({stage.name: stage.term}) if stage else student_objective(built, setup, options)
@@ -93,6 +92,7 @@ def train(method, take_by, epochs=3, ahead=1, cached=False):
         *student.parameters(), *objective.parameters()]
     # The fused kernel takes its rate from a tensor, as the one of CUDA does.
     optimizer = torch.optim.SGD([p.requires_grad_() for p in trained], lr=0.01, momentum=0.9, fused=True)
+    views = data.train_views(CPU, "strong" in objective.reads)
     source = LiveTeacher(teacher, objective.reads)
     if cached:
         source = CachedTeacher({"logits": torch.randn(len(views), 81, 10, generator=torch.Generator().manual_seed(0))},
@@ -150,7 +150,7 @@ def test_a_captured_step_gathers_its_batch(cached, monkeypatch):
 
 
 def test_which_teachers_a_captured_step_may_ask():
-    views, cuda = views_of_digits(2), torch.device("cuda")
+    views, cuda = few_digits(2).train_views(CPU), torch.device("cuda")
     live = LiveTeacher(model_dict["resnet8"](num_classes=10), frozenset({"logits"}))
     cached = CachedTeacher({"logits": torch.zeros(2, 81, 10)}, views.flip)
     growing = CachedTeacher(cached.tables, views.flip, fill=lambda plan: None)
@@ -231,7 +231,7 @@ def test_a_teacher_that_works_ahead_says_the_same(method):
 
 
 def test_lessons_are_the_batches_of_the_plan_whatever_is_ahead():
-    views = views_of_digits(BATCHES * BATCH + LAST)
+    views = few_digits(BATCHES * BATCH + LAST).train_views(CPU)
     teacher = LiveTeacher(model_dict["resnet8"](num_classes=10), frozenset({"logits", "stages"}))
     seen = {}
     for ahead in (1, 3):
