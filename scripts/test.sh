@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up as scripts/quickstart.sh does, checks style, imports and docs, and runs the tests; arguments go to pytest.
+# Sets up as scripts/quickstart.sh does, checks style, imports, types and docs, and runs the tests; arguments go to pytest.
 #
 # --dry_run prints the command lines, and installs nothing.
 . "$(dirname "$0")/common.sh"
@@ -13,6 +13,7 @@ requirements=requirements-test.txt
 
 run "$python" -m ruff check .
 run "$python" scripts/check_imports.py
+run "$python" -m mypy .
 run "$python" scripts/docs_tables.py --check
 # As many processes as cores (eight at most), of one thread each.
 export OMP_NUM_THREADS=1
