@@ -117,7 +117,7 @@ class StreamedViews(_Streamed):
         order = torch.randperm(len(self), generator=generator)
         return order, torch.randint(2**62, (len(self),), generator=generator)
 
-    def batches(self, plan: tuple[Tensor, Tensor], batch_size: int) -> Generator[Batch, None, None]:
+    def batches(self, plan: tuple[Tensor, ...], batch_size: int) -> Generator[Batch, None, None]:
         """See TrainData. Raises DataError where an image cannot be read."""
         order, device = plan[0], self.labels.device
         pixels = read(self.files, _train_transform(self.files.size, self.flip), plan, batch_size, device)
@@ -158,7 +158,7 @@ def problems(files: Files) -> Iterator[str | None]:
             yield from found
 
 
-def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[Tensor, Tensor], batch_size: int,
+def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[Tensor, ...], batch_size: int,
          device: torch.device) -> Iterator[Tensor]:
     """Batches of transformed images on the device: uint8 (B, 3, height, width).
 

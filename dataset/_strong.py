@@ -47,7 +47,7 @@ def operate(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional  # its import takes as long as PyTorch's: only who needs it waits
 
     images = _move(images, operation, strength)
-    for name, change in (("autocontrast", functional.autocontrast), ("equalize", functional.equalize)):
+    for name, change in (("autocontrast", _autocontrast), ("equalize", functional.equalize)):
         images = torch.where((operation == OPERATIONS.index(name)).view(-1, 1, 1, 1), change(images), images)
     x = images.float()
     part = 0.05 + 0.9 * strength  # of the image in a blend
@@ -59,6 +59,14 @@ def operate(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
     step = 2 ** (8 - only("posterize", (4 + 4 * strength).floor(), 8.0))
     x = (x / step).floor() * step
     return torch.where(x < only("solarize", 256 * strength, 256.0), x, 255 - x).to(torch.uint8)
+
+
+def _autocontrast(images):
+    """Each channel stretched to 0 to 255; one of a single value stays. torchvision's waits for the device."""
+    x = images.float()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    unit = torch.where(high > low, (high - low) * (1.0 / 255), 1.0)
+    return ((x - torch.where(high > low, low, 0.0)) / unit).clamp(0, 255).to(torch.uint8)
 
 
 def _smooth(x):

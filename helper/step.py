@@ -24,14 +24,14 @@ class Forward(nn.Module):
         super().__init__()
         self.student, self.objective, self.precision = student, objective, precision
 
-    def forward(self, batch: Batch, teacher: Outputs) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Each term's loss, and the student's logits (B, C) without a gradient."""
+    def forward(self, batch: Batch, teacher: Outputs) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The total loss, each term's, and the student's logits (B, C) without a gradient."""
         student = Outputs()
         if self.objective.reads_student:
             reads = self.objective.reads | {"logits"}
             student = self.precision.outputs(self.student, batch.images, reads, batch.strong)
         losses = self.objective(student, teacher, batch)
-        return losses, None if student.logits is None else student.logits.detach()
+        return sum(losses.values()), losses, None if student.logits is None else student.logits.detach()
 
 
 @dataclass
@@ -96,8 +96,7 @@ Step = Callable[[Phase, Batch, Outputs, Meters], None]
 
 def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
     """One step, given the teacher's outputs for its batch. Nothing here waits for the device."""
-    losses, logits = phase.forward(batch, teacher)
-    total = sum(losses.values())
+    total, losses, logits = phase.forward(batch, teacher)
     phase.optimizer.zero_grad(set_to_none=True)
     total.backward()
     phase.optimizer.step()
@@ -106,12 +105,12 @@ def train_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> 
 
 def dot_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> None:
     """One step of DOT: the gradients of the loss on the labels and of all others, of one forward pass."""
-    losses, logits = phase.forward(batch, teacher)
+    total, losses, logits = phase.forward(batch, teacher)
     assert isinstance(phase.optimizer, DOT)
     task, distillation = (torch.stack([losses[name] for name, term in phase.objective.items()
                                        if term.of_labels == of_labels]).sum() for of_labels in (True, False))
     phase.optimizer.step(*phase.optimizer.backward(task, distillation))
-    meters.update(losses, task + distillation, logits, batch.labels, batch.size)
+    meters.update(losses, total, logits, batch.labels, batch.size)
 
 
 def choose_step(phase: Phase) -> Step:

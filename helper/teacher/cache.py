@@ -70,10 +70,10 @@ class CachedTeacher:
     """
 
     def __init__(self, tables: dict[str, Tensor], flip: bool,
-                 fill: Callable[[tuple[Tensor, Tensor]], None] | None = None):
+                 fill: Callable[[tuple[Tensor, ...]], None] | None = None):
         self.tables, self.flip, self.fill = tables, flip, fill
 
-    def start_epoch(self, plan: tuple[Tensor, Tensor]) -> None:
+    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
         """plan: (order, view) of the epoch's samples, as dataset.epoch_plan."""
         if self.fill is not None:
             self.fill(plan)

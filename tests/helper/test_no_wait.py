@@ -98,9 +98,13 @@ def phases_of(method, *flags):
     options = student_options(["--path_t", "t", "--model_s", "resnet8", "--distill", method, "--avg", "2",
                                "--batch_size", "4", *flags])
     teacher = model_dict["resnet8"](num_classes=10).requires_grad_(False)
-    trainee = build.make_student(options, data, teacher, META)
+    # Made on the CPU: what a method computes once of the teacher has values.
+    trainee = build.make_student(options, data, teacher, torch.device("cpu"))
+    for module in (teacher, trainee.network, trainee.method, trainee.objective):
+        module.to(META)
     teaching = TeacherPlan(teacher, trainee.objective.reads, "live", None, {}, 4, trainee.precision)
-    return build.student_phases(options, trainee, teacher, teaching, data.train_views(META), record=None)
+    views = data.train_views(META, "strong" in trainee.objective.reads)
+    return build.student_phases(options, trainee, teacher, teaching, views, record=None)
 
 
 def to_meta(module):
@@ -130,8 +134,9 @@ def watch(phase):
 
 @pytest.mark.parametrize("amp", ("none", "bf16"))
 @pytest.mark.parametrize("method", METHODS)
-def test_no_step_waits_for_the_device(method, amp, meta):
-    found = {phase.name: watch(phase) for phase in phases_of(method, "--amp", amp)}
+def test_no_step_waits_for_the_device(method, amp, meta, tmp_path):
+    flags = ["--amp", amp, "--cache_dir", str(tmp_path), *(["--wkd_cost", "fc"] if method == "wkd" else [])]
+    found = {phase.name: watch(phase) for phase in phases_of(method, *flags)}
     if method == "kdsvd":  # which says so: see KDSVD.uncapturable
         assert found["train"] == {"aten._linalg_svd.default waits", "aten.linalg_qr.default waits"}
     else:
