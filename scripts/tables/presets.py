@@ -29,7 +29,7 @@ def weights(spec: str, pair: str) -> dict[str, Any]:
         if base not in able:
             raise UsageError(f"'{spec}': KD can be added to {', '.join(able)}")
         options = options | published.ADDED_KD["set"]
-    return options | published.IKD["set"] if "IKD" in added else options
+    return _without_ramp(options) | published.IKD["set"] if "IKD" in added else options
 
 
 def preset(base: str, pair: str) -> tuple[dict[str, Any], list[str]]:
@@ -50,6 +50,11 @@ def preset(base: str, pair: str) -> tuple[dict[str, Any], list[str]]:
     return options, [] if method.beta_published else [f"no weight of {base} is published"]
 
 
+def _without_ramp(options):
+    """As IKD's code trains every method; mdistiller's rows have its ramp."""
+    return {key: value for key, value in options.items() if key != "ramp"}
+
+
 def remarks(settings: dict, pair: str) -> list[str]:
     """What of a run's weights is not the published choice, in words, from its settings; [] off CIFAR-100, where
     nothing is published at all."""
@@ -60,6 +65,7 @@ def remarks(settings: dict, pair: str) -> list[str]:
     # Of a method that has weights of its own here, and not with standardised logits, there is nothing to compare.
     own = base if base in ("ce", *METHODS, *published.WEIGHTS[published.DATASET]) else settings["distill"]
     options, said = preset(own, pair)
+    options = _without_ramp(options) if settings.get("avg") else options
     if "+KD" in name:
         options = options | published.ADDED_KD["set"]
         if base not in published.ADDED_KD["methods"]:

@@ -192,7 +192,7 @@ def test_what_is_not_published_is_marked(save):
     assert found["kd"]["remarks"] == []
     assert found["dkd+IKD"]["remarks"] == ["IKD's avg 6.5 and intra_T 1 are not published for dkd on this pair"]
     write_run(save, "--distill dkd -r 1 -a 1 -b 8 --trial 1", [50.0, 60.0, 70.0])
-    assert rows(content_of(save))["dkd"]["remarks"] == ["not the preset: b 8 instead of 2"]
+    assert rows(content_of(save))["dkd"]["remarks"] == ["not the preset: ramp 0 instead of 20, b 8 instead of 2"]
 
 
 def test_a_short_schedule_is_called_no_reproduction(save):

@@ -98,7 +98,9 @@ def test_every_method_makes_a_table_that_its_name_comes_back_from(name):
 
 
 def test_weights_are_those_of_the_pair():
-    assert weights("dkd", "resnet56->resnet20") == {"distill": "dkd", "gamma": 1, "alpha": 1, "kd_T": 4, "beta": 2}
+    assert weights("dkd", "resnet56->resnet20") == {
+        "distill": "dkd", "gamma": 1, "alpha": 1, "kd_T": 4, "beta": 2, "ramp": 20}
+    assert "ramp" not in weights("dkd+IKD", "resnet56->resnet20")  # IKD's code has none
     assert weights("dkd", "resnet32x4->ShuffleV2")["beta"] == 8
     assert weights("wttm", "wrn_40_2->wrn_16_2") == {"distill": "wttm", "gamma": 1, "alpha": 0.1, "beta": 4}
     assert weights("ce", "a->b") == {"distill": "kd", "gamma": 1, "alpha": 0}
@@ -113,7 +115,7 @@ def test_weights_are_those_of_the_pair():
     ("resnet32x4->resnet8x4", "--distill kd -r 0.1 -a 0.9 --avg 6.5 --intra_T 1", ["IKD's avg 6.5 and intra_T 1 are"]),
     ("resnet32x4->resnet8x4", "--distill dkd -b 8 --avg 6.5 --intra_T 2", ["IKD's avg 6.5 and intra_T 2 are"]),
     ("resnet56->resnet20", "--distill dkd -b 2 --avg 6.5 --intra_T 1", ["IKD's avg 6.5 and intra_T 1 are"]),
-    ("resnet56->resnet20", "--distill dkd -b 8", ["not the preset: b 8 instead of 2"]),
+    ("resnet56->resnet20", "--distill dkd -b 8 --ramp 20", ["not the preset: b 8 instead of 2"]),
     ("resnet56->resnet8", "--distill wttm", ["wttm's weights are published for other pairs"]),
     ("resnet56->resnet20", "--distill kdsvd", ["no weight of kdsvd is published"]),
     ("resnet56->resnet20", "--distill hint -a 1", ["the weight of the added KD is not published for this method"]),
