@@ -102,6 +102,10 @@ def test_tensorboard_reads_the_scalars_under_their_published_names(dkd_run):
         assert [event.step for event in events] == [1, 2]
         assert [event.value for event in events] == pytest.approx([line[key] for line in lines], rel=1e-5)
     assert [event.step for event in reader.Scalars("train_steps/dkd")] == [5, 10, 17, 22]
+    # Each term's average of every epoch: also of runs that are shorter than --tb_freq steps.
+    for term in ("ce", "dkd", "ikd"):
+        assert [event.value for event in reader.Scalars(f"loss/{term}")] == pytest.approx(
+            [line["losses"][term] for line in lines], rel=1e-5)
 
 
 def test_a_finished_run_reports_its_result_and_is_not_trained_again(dkd_run, digits_teacher):
