@@ -22,11 +22,10 @@ from helper.record.published import teacher_warning
 from helper.record.run import Record
 from helper.schedule import schedule
 from helper.step import Phase, make_optimizer, sgd
-from helper.teacher.cache import CachedTeacher
 from helper.teacher.classes import class_matrix
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import TeacherPlan, batches_ahead, needs_all_views
-from helper.teacher.source import LiveTeacher, NoTeacher
+from helper.teacher.source import CachedTeacher, LiveTeacher, NoTeacher
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.seeding import derive_seed

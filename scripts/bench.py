@@ -38,10 +38,9 @@ from helper.meters import Meters
 from helper.objective import student_objective
 from helper.schedule import schedule
 from helper.step import Phase, choose_step, sgd
-from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import batches_ahead
-from helper.teacher.source import LiveTeacher, TeacherSource
+from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource
 from helper.util.arguments import positive_int
 from models import model_dict
 from models.precision import Precision

@@ -28,29 +28,27 @@ training amplifies any rounding, and six epochs of digits part as far for float1
 """
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Batch, Data, Split, TrainViews
-from dataset.views import PADDING, views_of
+from dataset import Data, TrainViews
+from dataset.views import views_of
+from helper.teacher.keys import FORMAT, arithmetic, key_of
 from helper.util.errors import RunError, UsageError
 from helper.util.files import write_bytes, write_json
 from helper.util.progress import progress
-from models import Classifier, Outputs
+from models import Classifier
 from models.precision import FLOAT32
 
 FIELDS = ("logits", "pooled")
-FORMAT = 3
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # Images whose views are one process's to compute at a time.
 BLOCK = 2048
@@ -58,52 +56,6 @@ BLOCK = 2048
 VERIFIED_AT_ONCE = 1 << 17
 # Seconds between the points that a killed process's work is kept up to.
 SAVE_SECONDS = 10
-
-
-class CachedTeacher:
-    """In the place of LiveTeacher: looks the outputs up by (index, view). Gathers only, so that nothing waits
-    for the device where the tables are on it; where they are on the host, each step waits for one transfer.
-
-    tables: by field, (n, views, width), of any float type
-    flip: whether the views are mirrored too, as Data.flip
-    fill: called with an epoch's plan before it, to bring its rows into the tables; None where all are there
-    """
-
-    def __init__(self, tables: dict[str, Tensor], flip: bool,
-                 fill: Callable[[tuple[Tensor, ...]], None] | None = None):
-        self.tables, self.flip, self.fill = tables, flip, fill
-
-    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """plan: (order, view) of the epoch's samples, as dataset.epoch_plan."""
-        if self.fill is not None:
-            self.fill(plan)
-
-    def gathers_on(self, device: torch.device) -> bool:
-        """Whether the tables are there; those that grow are read from their file."""
-        return self.fill is None and all(table.device.type == device.type for table in self.tables.values())
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Outputs:
-        """The fields held, float32, on the batch's device."""
-        assert batch.view is not None  # a cache is of countable views
-        place = batch.view if self.flip else batch.view // 2
-        device = batch.index.device
-        fields: dict[str, Any] = {}
-        for name, table in self.tables.items():
-            row = (batch.index * table.shape[1] + place).to(table.device)
-            fields[name] = table.flatten(0, 1).index_select(0, row).to(device).float()
-        return Outputs(**fields)
-
-    @torch.no_grad()
-    def class_sums(self, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """The logits summed over all views of each class, (classes, classes) with a class a row, and how many
-        views that are, (classes,); both float64. labels: (n,) int64, of the training set."""
-        table = self.tables["logits"]
-        one_hot = torch.nn.functional.one_hot(labels.to(table.device), num_classes).double()
-        sums = one_hot.new_zeros(num_classes, table.shape[2])
-        for i in range(0, len(table), 512):  # in float64 all at once would be several gigabytes
-            sums += one_hot[i : i + 512].T @ table[i : i + 512].double().sum(1)
-        return sums, one_hot.sum(0) * table.shape[1]
 
 
 class Unusable(Exception):
@@ -432,34 +384,6 @@ class _Locks:
 
     def close(self):
         self.file.close()
-
-
-def arithmetic(device: torch.device) -> str:
-    """The arithmetic of the teacher's forward pass: "float32", or "tf32" on CUDA devices where that is on."""
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if device.type == "cuda" and tf32 else "float32"
-
-
-def key_of(network: Classifier, data: Data, dtype: str, precision: str) -> str:
-    """SHA-256, in hexadecimal, of everything that a cache's content depends on."""
-    assert isinstance(data.train, Split)
-    # The format stands for the code: how a view is cut and numbered, how rows are laid out.
-    return fingerprint(network.state_dict(), data.train.images, FORMAT, network.name, data.mean, data.std,
-                       data.flip, PADDING, dtype, precision)
-
-
-def fingerprint(*values) -> str:
-    """SHA-256, in hexadecimal, of tensors, dicts of tensors, and values with a stable repr."""
-    digest = hashlib.sha256()
-    for value in values:
-        for name, part in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(part, Tensor):
-                part = part.detach().cpu().contiguous()
-                digest.update(repr((name, str(part.dtype), tuple(part.shape))).encode())
-                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
-            else:
-                digest.update(repr((name, part)).encode())
-    return digest.hexdigest()
 
 
 def size(count: int) -> str:

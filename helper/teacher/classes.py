@@ -9,7 +9,7 @@ from torch import Tensor
 from dataset import Data
 from dataset.views import OFFSETS, PADDING
 from distiller_zoo import MethodError
-from helper.teacher.cache import arithmetic, fingerprint, key_of
+from helper.teacher.keys import arithmetic, fingerprint, key_of
 from helper.util import distributed
 from helper.util.files import open_regular, read_torch, write_torch
 from helper.util.progress import progress

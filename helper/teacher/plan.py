@@ -12,8 +12,9 @@ import torch
 
 from dataset import Data, EvalData, Split, TrainData, TrainViews
 from helper.evaluation import Evaluation, evaluate
-from helper.teacher.cache import FIELDS, Cache, CachedTeacher, arithmetic, fingerprint, size
-from helper.teacher.source import LiveTeacher, TeacherSource, WithStrongView
+from helper.teacher.cache import FIELDS, Cache, size
+from helper.teacher.keys import arithmetic, fingerprint
+from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource, WithStrongView
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.files import write_json

@@ -1,5 +1,6 @@
-"""Where a step's teacher outputs come from: what every source offers, and the two that keep nothing on the disk."""
-from typing import Protocol
+"""Where a step's teacher outputs come from: what every source offers, and the three that there are."""
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from models.precision import FLOAT32, Precision
 
 
 class TeacherSource(Protocol):
-    """LiveTeacher, NoTeacher, or helper/teacher/cache.py's CachedTeacher."""
+    """NoTeacher, LiveTeacher or CachedTeacher."""
 
     def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
         """Called before an epoch with its plan, (order, view) of the epoch's samples."""
@@ -70,3 +71,49 @@ class WithStrongView:
 
     def gathers_on(self, device: torch.device) -> bool:
         return False
+
+
+class CachedTeacher:
+    """In the place of LiveTeacher: looks the outputs up by (index, view). Gathers only, so that nothing waits
+    for the device where the tables are on it; where they are on the host, each step waits for one transfer.
+
+    tables: by field, (n, views, width), of any float type
+    flip: whether the views are mirrored too, as Data.flip
+    fill: called with an epoch's plan before it, to bring its rows into the tables; None where all are there
+    """
+
+    def __init__(self, tables: dict[str, Tensor], flip: bool,
+                 fill: Callable[[tuple[Tensor, ...]], None] | None = None):
+        self.tables, self.flip, self.fill = tables, flip, fill
+
+    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
+        """plan: (order, view) of the epoch's samples, as dataset.epoch_plan."""
+        if self.fill is not None:
+            self.fill(plan)
+
+    def gathers_on(self, device: torch.device) -> bool:
+        """Whether the tables are there; those that grow are read from their file."""
+        return self.fill is None and all(table.device.type == device.type for table in self.tables.values())
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """The fields held, float32, on the batch's device."""
+        assert batch.view is not None  # a cache is of countable views
+        place = batch.view if self.flip else batch.view // 2
+        device = batch.index.device
+        fields: dict[str, Any] = {}
+        for name, table in self.tables.items():
+            row = (batch.index * table.shape[1] + place).to(table.device)
+            fields[name] = table.flatten(0, 1).index_select(0, row).to(device).float()
+        return Outputs(**fields)
+
+    @torch.no_grad()
+    def class_sums(self, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """The logits summed over all views of each class, (classes, classes) with a class a row, and how many
+        views that are, (classes,); both float64. labels: (n,) int64, of the training set."""
+        table = self.tables["logits"]
+        one_hot = torch.nn.functional.one_hot(labels.to(table.device), num_classes).double()
+        sums = one_hot.new_zeros(num_classes, table.shape[2])
+        for i in range(0, len(table), 512):  # in float64 all at once would be several gigabytes
+            sums += one_hot[i : i + 512].T @ table[i : i + 512].double().sum(1)
+        return sums, one_hot.sum(0) * table.shape[1]

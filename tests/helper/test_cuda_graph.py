@@ -17,9 +17,8 @@ from helper.cuda_graph import CapturedStep, is_captured
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective, student_objective
 from helper.step import Phase, train_step
-from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
-from helper.teacher.source import LiveTeacher, NoTeacher
+from helper.teacher.source import CachedTeacher, LiveTeacher, NoTeacher
 from helper.util.errors import UsageError
 from helper.util.nested import tensors
 from models import model_dict

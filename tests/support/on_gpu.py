@@ -9,9 +9,9 @@ from helper import build
 from helper.cli import student_options
 from helper.meters import Meters
 from helper.step import choose_step
-from helper.teacher.cache import CachedTeacher
 from helper.teacher.loader import DistillLoader
 from helper.teacher.plan import TeacherPlan
+from helper.teacher.source import CachedTeacher
 from models import build as build_network
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

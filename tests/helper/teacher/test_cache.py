@@ -24,9 +24,10 @@ from helper.evaluation import evaluate
 from helper.record.run import RunRecord
 from helper.teacher import cache as cache_module
 from helper.teacher import plan as plan_module
-from helper.teacher.cache import Cache, CachedTeacher, checksums, key_of
+from helper.teacher.cache import Cache, checksums
+from helper.teacher.keys import key_of
 from helper.teacher.plan import HEADROOM, CacheInputs, decide
-from helper.teacher.source import LiveTeacher
+from helper.teacher.source import CachedTeacher, LiveTeacher
 from helper.util.errors import Interrupted, RunError, UsageError
 from helper.util.seeding import derive_seed
 from models import Outputs, model_dict
