@@ -12,7 +12,6 @@ networks, and bytes of weights and images, over the matrix rate and the bandwidt
 import argparse
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -34,6 +33,7 @@ from dataset.views import views_of
 from distiller_zoo import METHODS
 from helper.build import make_setup
 from helper.cli import Parser, student_options
+from helper.device import describe
 from helper.meters import Meters
 from helper.objective import student_objective
 from helper.schedule import schedule
@@ -340,15 +340,6 @@ def epochs_table(results, a) -> str:
     return "\n".join(rows) + "\n"
 
 
-def machine(device) -> str:
-    """The processor or card that was measured."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] + [platform.processor()]
-    return f"{names[0]}, {torch.get_num_threads()} threads"
-
-
 def profile(a, device) -> str:
     """The ten most expensive operators of the first and the last variant, in Markdown."""
     tables = []
@@ -388,7 +379,7 @@ def main():
     device = torch.device(a.device)
     command = " ".join(["python", "scripts/bench.py", *(arg for arg in sys.argv[1:] if arg != "--write")])
     results = compare(variants_of(a), a)
-    text = (f"`{command}` on {machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
+    text = (f"`{command}` on {describe(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
             f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n{table(results, a, device)}\n"
             f"How a cached float32 step grows:\n\n{growth(a)}\n"
             f"Whole runs in float32, computed from the first table:\n\n{epochs_table(results, a)}\n"
