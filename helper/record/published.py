@@ -2,7 +2,8 @@
 
 published.json is the one place for these facts. Accuracies are test accuracies in percent by pair
 ("resnet56->resnet20") and method; a source says whether its figures are of the last or of the best epoch. Weights are
-by recipe and method, for the pairs that a row names, or for every pair where it names none.
+by recipe and method, for the pairs that a row names, or for every pair where it names none; whole numbers that an
+option takes as such are strings. LOGS has the best and the last epoch of single published runs.
 """
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 _FACTS = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 DATASET = "cifar100"
 SOURCES, ACCURACY, SCHEDULES, WEIGHTS = (_FACTS[key] for key in ("sources", "accuracy", "schedules", "weights"))
+LOGS = _FACTS["logs"]
 ADDED_KD, IKD, TABLES, REMARKS = (_FACTS[key] for key in ("added_kd", "ikd", "tables", "remarks"))
 # The checkpoints that RepDistiller publishes.
 TEACHERS = {pair.split("->")[0]: row["teacher"][0] for pair, row in ACCURACY.items()}

@@ -17,6 +17,9 @@ _LEFT_OUT = {"print_freq", "tb_freq", "save_freq", "num_workers", "data_dir", "s
              "resume", "trial", "model_s", "fast", "teacher_cache", "path_t", "teacher", "teacher_sha256"}
 # What the loss is made of; the other settings say how it is trained.
 LOSS = ("distill", "gamma", "alpha", "beta", "avg", "intra_T", "ikd_means")
+# What a flag of a method adds to the name of a run's loss.
+_VARIANTS = (("sdd", "kd", "-kd"), ("wkd", "f", "-f"), ("wkd", "lf", "-lf"), ("mlkd_views", 1, "-1view"),
+             ("logit_std", "on", "+ls"), ("second_view", "on", "+view"))
 _OF_THE_TEACHER = {"teacher_checkpoint", "teacher_top1", "teacher_source", "cache_dtype"}
 _STUDENT: dict[str, type] = {"distill": str, "model_s": str, "dataset": str, "trial": str, "path_t": str, "epochs": int,
                              "warm_up": int, "gamma": Real, "alpha": Real, "beta": Real}
@@ -185,14 +188,15 @@ def _is_number(value):
 
 def label(settings: dict) -> str:
     """A short name of a student's loss, such as 'dkd+IKD'; 'ce' where the method itself has no say, '+ls' where it
-    reads standardised logits.
+    reads standardised logits, '+view' where kd reads a second view, '+dot' where DOT trains it, 'wkd-lf' and so on.
 
     settings: distill, alpha, beta and avg, as args.json has them
     """
     method, acts = METHODS.get(settings["distill"]), _acts(settings)
-    reads = [flag.name for flag in method.flags] if method else []
-    standardised = "--logit_std" in reads and settings.get("logit_std") == "on"
-    own = settings["distill"] + ("+ls" if standardised else "") if acts else "ce"
+    reads = {flag.name[2:] for flag in method.flags} if method else set()
+    said = "".join(text for flag, value, text in _VARIANTS if flag in reads and settings.get(flag) == value)
+    said += "+dot" if settings.get("optimizer") == "dot" else ""
+    own = settings["distill"] + said if acts else "ce"
     return own + ("+KD" if _adds_kd(settings) else "") + ("+IKD" if settings.get("avg") else "")
 
 

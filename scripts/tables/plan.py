@@ -190,6 +190,9 @@ def _students(teacher, pair, spec, grid, trial, o):
         flag.name[2:] for flag in flags_of(method)} | (set() if "+IKD" in spec else OF_IKD)
     names = [name for name in grid if name not in foreign]
     plain, read, jobs = cli.student_options(argv(given)), set(), {}
+    # A variant whose weights are those of its method, as kd+view, would have the same folder.
+    twin = weights("+".join([given["distill"], *(part for part in ("KD", "IKD") if part in spec.split("+"))]), pair)
+    like = twin != given and all(twin.get(key) == given.get(key) for key in IN_THE_NAME)
     for values in itertools.product(*(grid[name] for name in names)):
         chosen = dict(zip(names, values, strict=True))
         settings = vars(cli.student_options(argv(given | chosen)) if chosen else plain)
@@ -198,11 +201,11 @@ def _students(teacher, pair, spec, grid, trial, o):
         acting = {name: value for name, value in chosen.items() if name not in silent}
         read |= set(acting)
         # What a folder's name does not tell stands above it, unless it is what the run has anyway.
-        apart = [f"{name}:{value}" for name, value in acting.items()
-                 if name not in IN_THE_NAME and settings[name] != vars(plain)[name]]
+        apart = [spec] * like + [f"{name}:{value}" for name, value in acting.items()
+                                 if name not in IN_THE_NAME and settings[name] != vars(plain)[name]]
         save_dir = os.path.join(o.save_dir, "grid", ",".join(apart).replace("/", "_")) if apart else o.save_dir
         own = argv(given | acting, save_dir)
-        options = cli.student_options(own) if acting else plain
+        options = cli.student_options(own) if acting or apart else plain
         folder = student_folder(options, teacher.model)
         stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
         variant = ", ".join(f"{FLAGS.get(name, name).lstrip('-')} {value}" for name, value in acting.items()

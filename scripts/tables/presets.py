@@ -17,11 +17,12 @@ def weights(spec: str, pair: str) -> dict[str, Any]:
     spec: METHOD, or ce for cross-entropy alone; then +KD for the KD loss that methods on features can add, and +IKD
     Raises UsageError.
     """
-    base, *added = spec.replace("+ls", "~").split("+")
-    base = base.replace("~", "+ls")
-    if not (base == "ce" or base in METHODS or base in published.WEIGHTS[published.DATASET]) or added != [
-            part for part in ("KD", "IKD") if part in added]:
-        raise UsageError(f"'{spec}' is not a method: give ce, kd+ls or one of {', '.join(METHODS)}, and after it "
+    added = [part for part in ("KD", "IKD") if part in spec.split("+")]
+    base = spec.removesuffix("".join(f"+{part}" for part in added))
+    variants = [name for name, row in published.WEIGHTS[published.DATASET].items() if "distill" in row]
+    if base not in ("ce", *METHODS, *variants):
+        raise UsageError(f"'{spec}' is not a method: give ce, {', '.join(variants)} or one of {', '.join(METHODS)}, "
+                         "and after it "
                          "+KD, +IKD or +KD+IKD if wanted")
     options = preset(base, pair)[0]
     if "KD" in added:
@@ -35,12 +36,15 @@ def weights(spec: str, pair: str) -> dict[str, Any]:
 def preset(base: str, pair: str) -> tuple[dict[str, Any], list[str]]:
     """The options of a method for a pair, and in words what of them is not published.
 
-    base: ce, a method or kd+ls; what published.json does not name has its class's defaults
+    base: ce, a method or a variant such as kd+ls; what published.json does not name has its class's defaults
     """
     known = published.WEIGHTS[published.DATASET].get(base, {})
     found = CE if base == "ce" else published.weights(published.DATASET, base, pair)
     if found is not None:
         return {"distill": known.get("distill", base)} | found, []
+    if "distill" in known:
+        return {"distill": known["distill"]} | known["set"], [
+            f"{base}'s weights are published for other pairs: its defaults are used"]
     method = METHODS[base]
     options = {"distill": base, "gamma": 1.0}
     options |= {"alpha": 0.0} if method.alpha_adds_kd and method.alpha is not None else {}

@@ -80,3 +80,9 @@ def test_weights_of_a_row_with_pairs_hold_for_these_alone():
     assert published.weights("cifar100", "dkd", "resnet8->resnet20") is None
     assert published.weights("cifar100", "kd", None) == {"gamma": 0.1, "alpha": 0.9, "kd_T": 4.0}
     assert published.weights("cifar100", "hint", None) is None
+
+
+def test_whole_numbers_of_a_recipe_are_read_as_the_flags_type(tmp_path):
+    o = student_options(["--recipe", "cifar100", "--path_t", str(tmp_path / "resnet32x4_vanilla" / "t.pth"),
+                         "--model_s", "ShuffleV1", "--distill", "catkd"])
+    assert (o.cat_size, o.cat_norm, o.beta) == (4, "on", 600.0) and isinstance(o.cat_size, int)

@@ -108,6 +108,23 @@ def test_weights_are_those_of_the_pair():
     assert weights("kd+ls+IKD", "a->b") == {"distill": "kd", "gamma": 0.1, "alpha": 9, "kd_T": 2, "logit_std": "on",
                                             "avg": 6.5, "intra_T": 1}
     assert weights("reviewkd", "resnet56->resnet20")["beta"] == 0.6
+    assert weights("catkd", "resnet32x4->ShuffleV2") == {"distill": "catkd", "gamma": 1, "cat_norm": "on",
+                                                         "cat_size": "4", "beta": 600}
+    assert weights("wkd-lf", "wrn_40_2->ShuffleV1") == {"distill": "wkd", "gamma": 1, "wkd": "lf", "alpha": 60,
+                                                        "wkd_T": 4, "beta": 0.5}
+
+
+VARIANTS = [name for name, row in published.WEIGHTS["cifar100"].items() if "distill" in row]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "kd+view+IKD"])
+def test_a_variant_of_a_method_is_a_row_of_its_own(name, dry_run, tmp_path):
+    for pair in ("resnet32x4:resnet8x4", "resnet56:resnet20"):
+        base = METHODS[weights(name, pair.replace(":", "->"))["distill"]].name
+        flags = ("--pairs", pair, "--methods", f"{base},{name}", "--trials", "1", "--save_dir", str(tmp_path))
+        plain, own = plan(options_of(*flags)).students
+        assert (plain.method, own.method) == (base, name) and plain.folder != own.folder
+        assert len(dry_run(*flags)[0]) == 3
 
 
 @pytest.mark.parametrize("pair, flags, said", [
@@ -137,7 +154,12 @@ def test_published_facts_hold_together():
             networks = {network for pair in row.get("pairs", ()) for network in pair.split("->")}
             assert published.SOURCES[row["source"]]["what"]
             assert all(name in model_dict or name.startswith("torchvision:") for name in networks)
+    for pair, row in published.LOGS.items():
+        assert pair in published.ACCURACY and all(
+            0 <= round(log["best"] - log["last"], 2) <= 0.92 for log in row.values())
     assert len(published.TEACHERS) == 6
+    assert published.figure("cifar100", "resnet56->resnet20", "ctkd") == (71.19, "C", "best")
+    assert published.figure("cifar100", "resnet32x4->ShuffleV2", "sdd-kd") == (76.665, "SC", "not stated")
     assert published.figure("digits", "resnet56->resnet20", "kd") is None
     assert published.figure("cifar100", "resnet56->resnet20", "kd") == (70.66, "R", "last")
     for table in published.TABLES.values():
@@ -266,7 +288,8 @@ def test_teachers_are_found_in_a_folder(teachers, dry_run):
 @pytest.mark.parametrize("flags, says", [
     ({"--pairs": "resnet14"}, "'resnet14' is not a pair such as resnet56:resnet20"),
     ({"--pairs": "resnet14:resnet9"}, "is not a pair"),
-    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce, kd+ls or one of abound"),
+    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce, kd+ls, kd+view, kd+dot, sdd-kd, "
+                                   "wkd-f, wkd-lf or one of abound"),
     ({"--pairs": "nowhere.pth:resnet8"}, "nowhere.pth"),
     ({"--methods": "dkd+IKD+KD"}, "is not a method"),
     ({"--methods": "dkd+KD"}, "'dkd+KD': KD can be added to abound, attention"),
