@@ -147,7 +147,7 @@ def show(options: Namespace, notes: Sequence[str] = ()) -> NoReturn:
 
 def _student_parser(method):
     parser = Parser(prog="train_student.py", description="Train a student with a teacher.", add_help=False,
-                    usage="%(prog)s --path_t FILE [--model_s NAME] [--distill METHOD] [options]")
+                    usage="%(prog)s --path_t FILE [--distill METHOD] [options]")
     parser.add_argument("-h", "--help", action=_StudentHelp, nargs="?", default=argparse.SUPPRESS, metavar="METHOD",
                         help="show this, or a method's flags")
     flags.add_student_flags(parser)

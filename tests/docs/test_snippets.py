@@ -16,7 +16,8 @@ def test_snippets_run(page):
     assert len(snippets) > 3
     for snippet in snippets:
         exec(compile(snippet, f"docs/{page}.md", "exec"), space)
-    losses = ("kd", "dkd", "nkd", "wttm", "attention", "nst", "similarity", "rkd", "pkt", "vid", "loss")
+    losses = ("kd", "dkd", "nkd", "wttm", "attention", "nst", "similarity", "rkd", "pkt", "vid", "abound",
+              "correlation", "kdsvd", "factor", "fsp", "loss")
     assert all(torch.isfinite(space[name]) for name in losses)
 
 

@@ -39,6 +39,15 @@ def test_a_command_that_says_all_has_no_notes():
     assert parse_student(["--path_t", "t", "--avg", "6.5", "--intra_T", "1", *crd])[1] == []
 
 
+def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys):
+    for columns in (70, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            parse_student(["--help"])
+        lines = capsys.readouterr().out.split("\nmethods (")[0].splitlines()
+        assert columns - 20 < max(map(len, lines)) <= columns
+
+
 @pytest.mark.parametrize("given, meant", [("--lr", "--learning_rate"), ("--bs", "--batch_size"),
                                           ("--wd", "--weight_decay"), ("--gpu", "--device cuda")])
 def test_both_scripts_understand_the_fields_words(given, meant):

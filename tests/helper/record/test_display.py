@@ -3,6 +3,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -30,15 +31,15 @@ def test_an_epochs_line_fits_a_hundred_columns(losses, capsys):
     assert ("loss 2.35" in line) == (len(losses) == 1) and "test 60.12" in line
 
 
-def on_a_terminal(*command, columns=100):
-    """What the command shows on a terminal, and its exit code."""
+def on_a_terminal(*command, columns=100, until=lambda shown, process: True):
+    """What the command shows on a terminal, and its exit code; until: asked with what is shown, while it is False."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": str(columns), "TERM": "xterm"}
     process = subprocess.Popen([sys.executable, *command], cwd=scripts.ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
                                env=environment)
     os.close(theirs)
-    shown = b""
+    shown, done = b"", False
     while True:
         try:
             part = os.read(ours, 1 << 16)
@@ -47,6 +48,7 @@ def on_a_terminal(*command, columns=100):
         if not part:
             break
         shown += part
+        done = done or until(shown, process)
     os.close(ours)
     return shown.decode(), process.wait()
 
@@ -59,6 +61,20 @@ def test_a_terminal_shows_a_bar_for_each_epoch_and_a_log_lines_alone(tmp_path):
     logged = scripts.succeed(*command, "--save_dir", tmp_path / "b").stdout
     assert "\r" not in logged and "\x1b" not in logged and "%|" not in logged
     assert re.findall(r"^train ./2", logged, re.M) == ["train 1/2", "train 2/2"]
+
+
+def test_on_a_terminal_an_error_takes_the_line_of_a_bar(tmp_path):
+    """Ctrl-C in the middle of an epoch: the bar is cleared, and the error has its own line."""
+    def interrupt(shown, process):
+        if b"train 2/" in shown:
+            process.send_signal(signal.SIGINT)
+            return True
+        return False
+
+    shown, code = on_a_terminal("train_teacher.py", "--model", "resnet8", *RUN, "--epochs", "200", "--save_dir",
+                                str(tmp_path), until=interrupt)
+    assert code == 130, shown[-500:]
+    assert re.search(r"\r\x1b\[Kerror: stopped by SIGINT; the same command continues", shown), shown[-500:]
 
 
 def test_the_first_stage_and_its_weight_are_in_the_first_lines(digits_teacher, tmp_path):
