@@ -17,6 +17,8 @@ METHODS = {
     "kd+IKD": (4, "--distill", "kd", "-r", 0.1, "-a", 0.9, "--avg", 1),
     "crd": (2, "--distill", "crd", "--nce_k", 128, "--avg", 1),
     "factor": (2, "--distill", "factor", "--init_epochs", 2),
+    "wkd": (1, "--distill", "wkd", "--wkd", "lf", "--wkd_decay", 2),
+    "kd+dot": (1, "--distill", "kd", "--optimizer", "dot"),
 }
 TIMES = ("seconds", "images_per_second")
 
