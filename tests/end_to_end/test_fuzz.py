@@ -47,7 +47,7 @@ def test_any_command_line_is_taken_or_refused_in_one_line(parse):
         except (UsageError, MethodError) as error:
             assert str(error)
         except SystemExit as shown:
-            assert shown.code == 0 and {"-h", "--help"} & set(argv)
+            assert shown.code == 0 and {"-h", "--help", "--dry_run"} & set(argv)
         else:
             assert options.epochs >= 1
 
