@@ -74,7 +74,8 @@ def test_run_cifar_distill_has_every_method_at_its_published_weights():
     found = {label(vars(run)): run for run in runs}
     for name, gamma, alpha, beta in (
             ("kd", 0.1, 0.9, 0), ("dkd", 1, 1, 8), ("nkd", 1, 0, 1.5), ("wttm", 1, 0.1, 3), ("fsp", 1, 0, 1),
-            ("crd+KD", 1, 1, 0.8), ("kd+ls", 0.1, 9, 0), ("ctkd", 0.1, 0.9, 0), ("mlkd", 0.1, 0, 0.9),
+            ("crd+KD", 1, 1, 0.8), ("kd+ls", 0.1, 9, 0), ("dkd+ls", 1, 9, 72),
+            ("mlkd+ls", 0.1, 0, 9), ("ctkd", 0.1, 0.9, 0), ("mlkd", 0.1, 0, 0.9),
             ("reviewkd", 1, 0, 5), ("catkd", 1, 0, 15), ("norm", 0.1, 0, 1), ("ldrld", 1, 10.5, 7), ("sdd", 1, 1, 8)):
         assert (found[name].gamma, found[name].alpha, found[name].beta) == (gamma, alpha, beta), name
     assert {name for name, run in found.items() if run.avg > 0} == {"kd+IKD", "dkd+IKD"}

@@ -114,6 +114,19 @@ def test_weights_are_those_of_the_pair():
                                                         "wkd_T": 4, "beta": 0.5}
 
 
+@pytest.mark.parametrize("pair, kd, dkd, mlkd", [  # temperature and weights
+    ("resnet32x4->resnet8x4", (2, 9), (2, 9, 72), (2, 9)), ("resnet56->resnet20", (2, 9), (3, 18, 36), None),
+    ("wrn_40_2->wrn_16_2", (2, 9), (2, 12, 24), (2, 9)), ("vgg13->vgg8", (3, 9), (2, 15, 30), (2, 6)),
+    ("resnet32x4->ShuffleV2", (2, 9), (2, 9, 72), (2, 6)), ("resnet110->resnet20", (4, 12), (2, 15, 30), (2, 9))])
+def test_weights_with_standardised_logits_are_those_of_the_published_logs(pair, kd, dkd, mlkd):
+    for method, values, keys in (("kd", kd, ("kd_T", "alpha")), ("dkd", dkd, ("kd_T", "alpha", "beta")),
+                                 ("mlkd", mlkd, ("mlkd_T", "beta"))):
+        found, said = preset(f"{method}+ls", pair)
+        assert (values is None) == bool(said)
+        assert tuple(found[key] for key in keys) == (values or (2, 9)) and found["logit_std"] == "on"
+        assert found["gamma"] == (1 if method == "dkd" else 0.1) and found.get("ramp", 0) == 20 * (method == "dkd")
+
+
 VARIANTS = [name for name, row in published.WEIGHTS["cifar100"].items() if "distill" in row]
 
 
@@ -288,8 +301,8 @@ def test_teachers_are_found_in_a_folder(teachers, dry_run):
 @pytest.mark.parametrize("flags, says", [
     ({"--pairs": "resnet14"}, "'resnet14' is not a pair such as resnet56:resnet20"),
     ({"--pairs": "resnet14:resnet9"}, "is not a pair"),
-    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce, kd+ls, kd+view, kd+dot, sdd-kd, "
-                                   "wkd-f, wkd-lf or one of abound"),
+    ({"--methods": "kd,nothing"}, "'nothing' is not a method: give ce, kd+ls, dkd+ls, mlkd+ls, kd+view, "
+                                   "kd+dot, sdd-kd, wkd-f, wkd-lf or one of abound"),
     ({"--pairs": "nowhere.pth:resnet8"}, "nowhere.pth"),
     ({"--methods": "dkd+IKD+KD"}, "is not a method"),
     ({"--methods": "dkd+KD"}, "'dkd+KD': KD can be added to abound, attention"),
