@@ -26,6 +26,15 @@ def digits_teacher(tmp_path_factory):
     return scripts.only(save / "models") / "resnet14_last.pth"
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests whose sums must come in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cifar_server(tmp_path, monkeypatch):
     """A server of a small archive in CIFAR-100's format, which torchvision is made to fetch from."""
@@ -76,7 +85,7 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """The longest tests first, so that at the end no process is left alone with them; slow ones only if asked for."""
-    first = ("test_distributed", "test_resume", "test_cache", "test_methods")
+    first = ("test_distributed", "test_resume", "test_cache", "test_teacher_cache", "test_methods")
     items.sort(key=lambda item: not any(name in item.nodeid for name in first))
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):

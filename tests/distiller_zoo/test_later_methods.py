@@ -6,111 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distiller_zoo import ABF, DIST, DKD, HCL, METHODS, CTKDLoss, DistillKL, MethodError, NKDLoss, Setup, cka_cost
-from distiller_zoo._logits import standardise
+from distiller_zoo import DIST, METHODS, CTKDLoss, DistillKL, MethodError, Setup, cka_cost
 from helper import cli
 from helper.objective import CrossEntropy, student_objective
 from models import Outputs
-
-CLASSES, BATCH = 7, 12
-
-
-def logits(seed, rows=BATCH, columns=CLASSES):
-    return 3 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
-def softened(z, T):
-    e = np.exp(np.asarray(z.detach().double()) / T)
-    return e / e.sum(1, keepdims=True)
-
-
-def kd(p, q, T):
-    return T**2 * (p * (np.log(p) - np.log(q))).sum(1).mean()
-
-
-@pytest.fixture
-def pair():
-    """A student's and a teacher's logits; the student's require gradients."""
-    return logits(1).requires_grad_(), logits(2)
-
-
-def of_maps(heights, widths, pooled, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    maps = [tuple(torch.randn(4, width, height, height, generator=generator)
-                  for height, width in zip(heights, widths, strict=True)) for _ in range(2)]
-    return Outputs(logits(seed, 4), torch.randn(4, pooled, generator=generator), maps[0], maps[1])
-
-
-def method(name, *flags, student=None, teacher=None, samples=60, classes=CLASSES):
-    options = cli.student_options(["--path_t", "t", "--distill", name, *map(str, flags)])
-    student, teacher = (outputs or Outputs(logits(0)) for outputs in (student, teacher))
-    return METHODS[name](Setup(student, teacher, "S", "T", torch.arange(samples) % classes, classes), options)
-
-
-class Labels:
-    labels = torch.arange(BATCH) % (CLASSES - 1)  # the last class is absent
-
-
-# Logit standardisation
-
-
-def z_score(z):
-    z = np.asarray(z.detach().double())
-    return torch.from_numpy((z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True))
-
-
-def test_standardised_logits_have_mean_0_and_deviation_1():
-    z = logits(1)
-    torch.testing.assert_close(standardise(z).double(), z_score(z), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(standardise(50 * z - 3), standardise(z), atol=1e-5, rtol=1e-5)
-    assert torch.equal(standardise(z.bfloat16()), standardise(z.bfloat16().float()))
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1e-20, 1e20, 1e35])
-@pytest.mark.parametrize("classes", [1, 2, 100])
-def test_a_constant_row_is_0_and_its_gradient_that_of_its_distance_to_its_mean(value, classes):
-    z = torch.full((2, classes), value).requires_grad_()
-    scores = standardise(z)
-    weights = torch.randn(2, classes, generator=torch.Generator().manual_seed(0))
-    (gradient,) = torch.autograd.grad((weights * scores).sum(), z)
-    assert (scores.abs() < 1e-20).all()
-    torch.testing.assert_close(gradient, weights - weights.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
-
-
-def test_logit_std_standardises_both_nets_in_kd_dkd_and_nkd(pair):
-    outputs, scores = [Outputs(z) for z in pair], [z_score(z) for z in pair]
-    on = ("--logit_std", "on", "--kd_T", 2)
-    p, q = softened(scores[1], 2), softened(scores[0], 2)
-    assert method("kd", "-a", 9, *on)(*outputs, Labels).item() == pytest.approx(9 * kd(p, q, 2), rel=1e-5)
-    expected = DKD()(*scores, Labels.labels, 1.0, 8.0, 2.0).item()
-    assert method("dkd", *on)(*outputs, Labels).item() == pytest.approx(expected, rel=1e-5)
-    expected = NKDLoss(2.0, 1.5)(*scores, Labels.labels).item()
-    assert method("nkd", *on)(*outputs, Labels).item() == pytest.approx(expected, rel=1e-5)
-    for name in ("kd", "dkd", "nkd"):
-        (gradient,) = torch.autograd.grad(method(name, *on)(*outputs, Labels), pair[0])
-        assert gradient.isfinite().all() and gradient.abs().sum() > 0
-
-
-def test_without_logit_std_nothing_changes_to_the_last_bit(pair):
-    outputs = [Outputs(z) for z in pair]
-    assert torch.equal(method("kd")(*outputs, Labels), 0.9 * DistillKL(4.0)(*pair))
-    assert torch.equal(method("dkd")(*outputs, Labels), DKD()(*pair, Labels.labels, 1.0, 8.0, 4.0))
-    assert torch.equal(method("nkd")(*outputs, Labels), NKDLoss(4.0, 1.5)(*pair, Labels.labels))
-
-
-@pytest.mark.parametrize("name", ["kd", "dkd", "nkd"])
-def test_logit_std_is_refused_for_2_classes(name):
-    z = logits(1, columns=2).requires_grad_()
-    (gradient,) = torch.autograd.grad((standardise(z) * logits(2, columns=2)).sum(), z)
-    assert gradient.abs().max() < 1e-5
-    with pytest.raises(MethodError, match="2 classes have no gradient: leave it out"):
-        method(name, "--logit_std", "on", classes=2)
-
-
-def test_the_kd_that_a_feature_method_adds_takes_kds_flags():
-    options = cli.student_options(["--path_t", "t", "--distill", "hint", "-a", "1", "--kd_T", "2", "--logit_std", "on"])
-    assert (options.kd_T, options.logit_std) == (2.0, "on")
-
+from tests.support.terms import BATCH, CLASSES, REVIEWED, Labels, kd, logits, method, softened
 
 # DIST
 
@@ -296,73 +196,6 @@ def test_ctkds_temperature_is_trained_and_goes_on_from_a_state_dict(pair):
     assert train(second, 3) == ended
 
 
-# ReviewKD
-
-
-def test_hcl_is_the_weighted_mean_of_errors_at_the_maps_size_and_below():
-    sizes = [(8, {8: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8}), (4, {4: 1, 2: 1 / 2, 1: 1 / 4}), (1, {1: 1}),
-             (7, {7: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8})]
-    generator = torch.Generator().manual_seed(0)
-    maps = [[torch.randn(3, 5, size, size, generator=generator) for size, _ in sizes] for _ in range(2)]
-
-    def pooled(f, n):  # the mean of the window of each cell, windows overlapping where n does not divide
-        h, f = f.shape[2], np.asarray(f.double())
-        edges = [(i * h // n, -(-(i + 1) * h // n)) for i in range(n)]
-        return np.array([[f[:, :, a:b, c:d].mean((2, 3)) for c, d in edges] for a, b in edges])
-
-    expected = 0
-    for s, t, (_, weights) in zip(*maps, sizes, strict=True):
-        errors = {n: ((pooled(s, n) - pooled(t, n)) ** 2).mean() for n in weights}
-        expected += sum(weights[n] * errors[n] for n in weights) / sum(weights.values())
-    assert HCL()(*maps).item() == pytest.approx(expected, rel=1e-5)
-
-
-def normalised(x):
-    return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
-
-
-def repeated(x, size):
-    rows = [i * x.shape[2] // size for i in range(size)]
-    return x[:, :, rows][:, :, :, rows]
-
-
-def fused_by_hand(abf, f, deeper, size):
-    """ABF of the paper's figure 3, from the weights of `abf`."""
-    x = normalised(torch.einsum("bchw,dc->bdhw", f, abf.reduce[0].weight[:, :, 0, 0]))
-    if deeper is not None:
-        y = repeated(deeper, f.shape[2])
-        share = torch.einsum("bchw,dc->bdhw", torch.cat([x, y], 1), abf.attend[0].weight[:, :, 0, 0])
-        share = torch.sigmoid(share + abf.attend[0].bias[:, None, None])
-        x = share[:, :1] * x + share[:, 1:] * y
-    x = repeated(x, size)
-    return normalised(F.conv2d(F.pad(x, (1, 1, 1, 1)), abf.expand[0].weight)), x
-
-
-@pytest.mark.parametrize("size", [8, 4, 16])
-def test_abf_fuses_a_stage_with_the_deeper_ones(size):
-    torch.manual_seed(0)
-    f, deeper, abf = torch.randn(4, 6, 8, 8), torch.randn(4, 5, 3, 3), ABF(6, 5, 9, True)
-    for got, expected in zip(abf(f, deeper, (size, size)), fused_by_hand(abf, f, deeper, size), strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-
-
-# A student with other widths and heights than its teacher's.
-REVIEWED = of_maps((16, 8, 4), (4, 8, 16), 16), of_maps((16, 16, 8), (6, 10, 20), 24, seed=1)
-
-
-def test_reviewkd_compares_from_the_pooled_vector_up_with_the_teachers_preactivations():
-    student, teacher = REVIEWED
-    term = method("reviewkd", "-b", 2, student=student, teacher=teacher)
-    deeper, expected = None, 0.0
-    pairs = [(student.stages[i], teacher.preacts[i], term.fusions[i]) for i in range(3)]
-    pairs.append((student.pooled[:, :, None, None], teacher.pooled[:, :, None, None], term.fusions[3]))
-    for f, f_t, abf in reversed(pairs):
-        out, deeper = fused_by_hand(abf, f, deeper, f_t.shape[2])
-        expected = expected + HCL()([out], [f_t])
-    term.start_epoch(1, None)
-    assert term(student, teacher, None).item() == pytest.approx(2 * expected.item(), rel=1e-4)
-
-
 @pytest.mark.parametrize("name, flags, expected", [
     ("reviewkd", (), [0, 0.5, 0.95, 1]), ("rld", (), [0.05, 0.55, 1, 1]), ("sdd", (), [0.05, 0.55, 1, 1]),
     ("sdd", ("--sdd", "kd"), [1, 1, 1, 1]), ("kd", (), [1, 1, 1, 1]), ("dkd", ("--ramp", 40), [0.025, 0.275, 0.5, 1])])
@@ -388,12 +221,6 @@ def test_a_methods_weight_grows_as_published_or_as_asked(name, flags, expected):
 def test_a_first_stage_has_no_ramp():
     with pytest.raises(MethodError, match="fsp has no use for --ramp: its loss is that of a first stage"):
         cli.student_options(["--path_t", "t", "--distill", "fsp", "--ramp", "3"])
-
-
-@pytest.mark.parametrize("samples, batch_size", [(65, 64), (60, 1)])
-def test_reviewkd_refuses_a_batch_of_one(samples, batch_size):
-    with pytest.raises(MethodError, match="one is left alone: give another --batch_size"):
-        method("reviewkd", "--batch_size", batch_size, student=REVIEWED[0], teacher=REVIEWED[1], samples=samples)
 
 
 # A step may be captured in a CUDA graph, so no term may read a value back: tensors without values show it.

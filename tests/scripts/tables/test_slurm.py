@@ -1,6 +1,6 @@
 """Tables on a cluster: a real Slurm that the tests start, with runs that are killed, requeued, and fail.
 
-The runs are test_reproduce.py's, which take no time, save at SIGTERM and continue from what was saved.
+The runs are conftest.py's, which take no time, save at SIGTERM and continue from what was saved.
 """
 import json
 import os
@@ -14,8 +14,8 @@ import pytest
 from helper.util.errors import Interrupted, UsageError
 from scripts.tables.runner import Display, Logs, progress_of, run_jobs
 from scripts.tables.slurm import Slurm
-from tests.scripts.tables.test_reproduce import GOOD, flat, small, stop, teachers, wait_for  # noqa: F401 (fixtures)
 from tests.support import local_slurm, scripts
+from tests.support.tables import GOOD, flat, wait_for
 
 pytestmark = pytest.mark.skipif(local_slurm.missing() is not None, reason=str(local_slurm.missing()))
 
@@ -66,7 +66,7 @@ class Meanwhile(threading.Thread):
 
 @pytest.mark.parametrize("how", ["requeue", "time is up"])
 def test_a_killed_run_is_requeued_and_continues_and_a_failed_one_stops_no_other(
-        how, small, slurm, tmp_path, stop):  # noqa: F811
+        how, small, slurm, tmp_path, stop):
     cause = tmp_path / "cause"
     cause.write_text("the loss is not finite")
     long, quick, bad = small("long", epochs=60, seconds=0.05), small("quick"), small("bad", fails_with=str(cause))
@@ -98,7 +98,7 @@ def test_a_killed_run_is_requeued_and_continues_and_a_failed_one_stops_no_other(
 
 
 def test_left_alone_the_jobs_stay_queued_and_the_same_command_finds_them(
-        small, slurm, tmp_path, stop, capsys):  # noqa: F811
+        small, slurm, tmp_path, stop, capsys):
     job, logs = small("long", epochs=30, seconds=0.1), Logs(str(tmp_path))
     leaving = Meanwhile(lambda: (wait_for(lambda: progress_of(job)[0] >= 1), os.kill(os.getpid(), signal.SIGINT)))
     with pytest.raises(Interrupted):
@@ -112,14 +112,14 @@ def test_left_alone_the_jobs_stay_queued_and_the_same_command_finds_them(
     assert logs.path(job).read_text().count("$ python") == 1
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(small, slurm, tmp_path):  # noqa: F811
+def test_what_slurm_refuses_is_told_in_its_own_words(small, slurm, tmp_path):
     with pytest.raises(UsageError, match=r"Slurm refuses the jobs: .*[Ii]nvalid partition"):
         backend(tmp_path, partition="nowhere").start([small("s")])
     with pytest.raises(UsageError, match="Slurm refuses the jobs"):
         backend(tmp_path, gpus=1).start([small("s")])
 
 
-def test_the_scripts_flag_submits_the_students(slurm, teachers, tmp_path):  # noqa: F811
+def test_the_scripts_flag_submits_the_students(slurm, teachers, tmp_path):
     """The whole way, once; with a student that train_student.py refuses, so that it takes no time."""
     flags = GOOD | {"--methods": "fsp", "--pairs": "resnet14:resnet8x4", "--teachers": str(teachers),
                     "--save_dir": str(tmp_path), "--slurm": "main", "--gpus": "0", "--cpus": "1"}
