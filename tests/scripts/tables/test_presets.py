@@ -5,7 +5,7 @@ import pytest
 from helper.cli import student_options
 from helper.record import published
 from models import model_dict
-from scripts.tables.presets import remarks, weights
+from scripts.tables.presets import preset, remarks, weights
 
 
 def test_weights_are_those_of_the_pair():
