@@ -2,7 +2,7 @@
 
 Each view has a seed of its own, from the epoch's plan: it is a pure function of (seed, trial, phase, epoch, image),
 whatever the number of workers. Workers hand over uint8 pixels, a quarter of
-the bytes of floats, and the device normalises them, which gives the bits of torchvision's ToTensor and Normalize.
+the bytes of floats, and the device normalises them, bit-identical to torchvision's ToTensor and Normalize.
 """
 from __future__ import annotations
 

@@ -87,13 +87,13 @@ class Factor(Method):
 
     def stage(self, student):
         return Stage("paraphraser", Reconstruction(self.paraphraser), (self.paraphraser,), trains_features=False,
-                     learning_rate=_rate)
+                     learning_rate=_learning_rate)
 
     def forward(self, student, teacher, batch):
         factor = self.paraphraser.encoder(teacher.stages[-1])
         return self.weight * self.loss(self.translator(student.stages[-1]), factor)
 
 
-def _rate(student_name, rate):
-    """The benchmark's rate of the first stage."""
-    return 0.01 if student_name.startswith(("resnet", "wrn")) else rate
+def _learning_rate(student_name, learning_rate):
+    """The benchmark's learning rate of the first stage."""
+    return 0.01 if student_name.startswith(("resnet", "wrn")) else learning_rate

@@ -74,12 +74,12 @@ class Meters:
                            "epoch: lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
         *losses, total = (distributed.all_reduce_sum(self.sums) / (samples * distributed.world_size())).tolist()
-        all_hits = distributed.all_reduce_sum(self.correct).tolist()
-        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in all_hits)
+        correct = distributed.all_reduce_sum(self.correct).tolist()
+        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in correct)
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
 
     def loss(self) -> float:
-        """The average total so far; waits for the device. Raises as `read` in a lone process; of several each may ask
+        """The average total so far; waits for the device. Raises as `read` in a single process; of several each may ask
         by itself, and sees its own share."""
         if distributed.world_size() == 1:
             return self.read().loss

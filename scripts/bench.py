@@ -195,7 +195,7 @@ def steps_of(variant, a, device):
     return published_style_steps(a, device) if variant.published else our_steps(variant, a, device)
 
 
-def convert_sync_batchnorm(device):
+def synchronize(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -209,11 +209,11 @@ def worker(pipe, variant, a, threads=None):
     torch.backends.cudnn.benchmark = True  # as in training
     steps = steps_of(variant, a, device)
     for number in iter(pipe.recv, None):
-        convert_sync_batchnorm(device)
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(number):
             next(steps)
-        convert_sync_batchnorm(device)
+        synchronize(device)
         seconds = (time.perf_counter() - started) / number
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -269,10 +269,10 @@ def best_seconds(work, device):
     """The shortest of ten runs after two for warming up."""
     times = []
     for _ in range(12):
-        convert_sync_batchnorm(device)
+        synchronize(device)
         started = time.perf_counter()
         work()
-        convert_sync_batchnorm(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[2:])
 

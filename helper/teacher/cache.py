@@ -20,7 +20,7 @@ feature maps would be a hundred times as large, and a method that reads them kee
 Exactness. The teacher runs in float32, in the arithmetic that the live teacher has on that device (TF32 on cards
 where it is on; both are part of the key). On the CPU it runs in batches of the run's own --batch_size, all of them
 full. There a sample's outputs were found not to depend on its place in the batch nor on its neighbours, so a float32
-cache gives a run of batches that all have this size the very bits of a run without it. They were also found not to
+cache gives a run of batches that all have this size bit-identical results. They were also found not to
 depend on the batch's size from 13 images up, which covers the last, smaller batch of CIFAR-100 at 64 (16 images);
 shorter ones may differ in the last bits of float32. A float16 cache rounds each value to 11 significant bits, which
 changes KD's gradient at T=4 by less than a thousandth. Short runs stay within 1% (see the tests); over long ones

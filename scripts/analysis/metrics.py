@@ -61,7 +61,7 @@ def superclass_accuracy(logits: Tensor, labels: Tensor, superclass: Tensor) -> S
     """superclass (C,) int64: of each class the number of its superclass, in [0, S)."""
     predicted, number = logits.argmax(1), int(superclass.max()) + 1
     of_image = superclass[labels]
-    return SuperclassAccuracy(*(100 * class_means(hit, of_image, number) for hit in (
+    return SuperclassAccuracy(*(100 * class_means(right, of_image, number) for right in (
         predicted == labels, superclass[predicted] == of_image)))
 
 

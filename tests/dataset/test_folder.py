@@ -1,4 +1,4 @@
-"""Images in class folders: torchvision's layout and transforms, the same bits whatever the workers, faults named."""
+"""Images in class folders: torchvision's layout and transforms, bit-identical whatever the workers, faults named."""
 import json
 import os
 import shutil

@@ -98,7 +98,7 @@ def test_an_unseen_class_contributes_nothing_and_no_nan():
     assert loss > 0 and (logits.grad[[0, 2]] == 0).all() and (logits.grad[[1, 3]] != 0).any()
 
 
-def test_its_state_goes_on_from_a_state_dict():
+def test_its_state_continues_from_a_state_dict():
     data = batches([2, 4, 4, 4, 4])
     term, again = IKD(CLASSES, 2.0, 1.0), IKD(CLASSES, 2.0, 1.0)
     run_epoch(term, 1, data)

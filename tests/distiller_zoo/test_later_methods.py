@@ -178,7 +178,7 @@ def test_ctkds_temperature_climbs_the_loss_as_far_as_the_curriculum_lets_it(pair
     torch.testing.assert_close(pair[0].grad, plain)
 
 
-def test_ctkds_temperature_is_trained_and_goes_on_from_a_state_dict(pair):
+def test_ctkds_temperature_is_trained_and_continues_from_a_state_dict(pair):
     def train(term, steps):
         sgd = torch.optim.SGD(term.parameters(), lr=0.1)
         term.start_epoch(10, None)

@@ -33,7 +33,7 @@ def test_a_constant_row_is_0_and_its_gradient_that_of_its_distance_to_its_mean(v
     torch.testing.assert_close(gradient, weights - weights.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
 
 
-def test_logit_std_standardises_both_nets_in_kd_dkd_and_nkd(pair):
+def test_logit_std_standardises_both_networks_in_kd_dkd_and_nkd(pair):
     outputs, scores = [Outputs(z) for z in pair], [z_score(z) for z in pair]
     on = ("--logit_std", "on", "--kd_T", 2)
     p, q = softened(scores[1], 2), softened(scores[0], 2)

@@ -1,4 +1,4 @@
-"""Several processes train one student, as a lone one would: torchrun on the CPU, with gloo."""
+"""Several processes train one student, as a single one would: torchrun on the CPU, with gloo."""
 import os
 import re
 import signal
@@ -54,11 +54,11 @@ def weights(state):
     return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
 
 
-def same(save, lone, method):
+def same(save, single, method):
     """The step is that of the whole batch: what is left is rounding, a small part of the way that was gone."""
     torch.manual_seed(derive_seed(0, "1", "init"))
     start = weights(build("resnet8", 10).state_dict())
-    (one, log_one, _), (many, log_many, folder) = student(lone, method), student(save, method)
+    (one, log_one, _), (many, log_many, folder) = student(single, method), student(save, method)
     tight = method in ("kd", "crd")  # and where an error of a few percent of a step would show
     way = (many - one).norm() / (one - start).norm()
     assert way <= (0.003 if tight else 0.01), method
@@ -77,12 +77,12 @@ def test_two_and_four_processes_train_as_one_does(tmp_path, digits_teacher):
     for processes in (2, 4):
         for method in tried[processes]:
             folder = same(tmp_path / str(processes), tmp_path / "1", method)
-            # The first process alone writes: one file of scalars.
+            # Rank 0 alone writes: one file of scalars.
             scalars = tmp_path / str(processes) / "student_tensorboards" / f"{method}+IKD_{folder.name}"
             assert len(list(scalars.iterdir())) == 1
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits_and_only_with_as_many_processes(tmp_path, digits_teacher):
+def test_a_stopped_run_resumes_bit_identically_and_only_with_as_many_processes(tmp_path, digits_teacher):
     flags = [*DATA[:-1], 12, "--model_s", "resnet8", "--path_t", digits_teacher, "--distill", "crd", "--nce_k", 64]
     whole = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -95,8 +95,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_only_with_as_many_processes(
     errors = stopped.stderr.read()
     assert stopped.wait() != 0
     assert errors.count("stopped by SIGTERM; the same command continues") == 1, errors
-    lone = scripts.run("train_student.py", *flags, "--save_dir", tmp_path / "again")
-    assert lone.returncode == 2 and "holds a run of 2 processes, and there is 1 now" in lone.stderr
+    single = scripts.run("train_student.py", *flags, "--save_dir", tmp_path / "again")
+    assert single.returncode == 2 and "holds a run of 2 processes, and there is 1 now" in single.stderr
     again = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "again")
     assert again.returncode == 0 and "continuing after epoch" in again.stdout, again.stderr
     one, other = (torch.load(next((tmp_path / name).rglob("resnet8_last.pth")), weights_only=True)

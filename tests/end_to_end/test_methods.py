@@ -153,7 +153,7 @@ def test_nothing_of_it_enters_the_students_state(name, pair):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_its_state_goes_on_from_a_state_dict(name, pair):
+def test_its_state_continues_from_a_state_dict(name, pair):
     term = term_of(name, pair)
     value(term, pair)
     torch.manual_seed(2)
@@ -184,7 +184,7 @@ def test_a_first_stage_trains_its_modules_and_the_features_it_says(name, pair):
 
 
 @pytest.mark.parametrize("student, rate", [("resnet8", 0.01), ("wrn_16_1", 0.01), ("vgg8", 0.05)])
-def test_the_paraphrasers_rate_is_the_benchmarks(student, rate, pair):
+def test_the_paraphrasers_learning_rate_is_the_benchmarks(student, rate, pair):
     assert build("factor", pair).stage(pair[0]).learning_rate(student, 0.05) == rate
 
 
@@ -194,7 +194,7 @@ def test_the_paraphrasers_rate_is_the_benchmarks(student, rate, pair):
     ("hint", "resnet8", "resnet14", ["--hint_layer", "4"]),
     ("hint", "MobileNetV2", "wrn_16_1", ["--hint_layer", "4"]),
 ])
-def test_a_pair_that_it_cannot_serve_is_refused_with_both_nets_named(name, student, teacher, flags):
+def test_a_pair_that_it_cannot_serve_is_refused_with_both_networks_named(name, student, teacher, flags):
     with pytest.raises(MethodError) as refused:
         METHODS[name](setup_of(*networks(student, teacher)), options(name, *flags))
     message = str(refused.value)

@@ -1,4 +1,4 @@
-"""A run that was stopped in any way and started again ends with the bits of one that never stopped."""
+"""A run that was stopped in any way and started again ends bit-identical to one that never stopped."""
 import json
 import random
 import signal

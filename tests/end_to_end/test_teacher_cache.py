@@ -98,7 +98,7 @@ def test_means_over_all_views_need_the_cache(runs, capsys):
 
 @pytest.mark.parametrize("dtype", ("float32", "float16"))
 def test_run_with_a_growing_cache(dtype, runs, live):
-    """In float32 the very bits of the live teacher; a second run computes nothing anew, and ends alike."""
+    """In float32 bit-identical to the live teacher; a second run computes nothing anew, and ends alike."""
     flags = ("--teacher_cache", "auto", "--cache_dtype", dtype, "--cache_dir", str(runs.root / f"grows{dtype}"))
     state, lines, args = runs(f"grows{dtype}", *flags)
     assert "grows by the views that each epoch shows (0%" in args["facts"]["cache"]

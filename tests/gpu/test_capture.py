@@ -1,4 +1,4 @@
-"""Captured steps on a CUDA device: the same bits as eager ones, and what a failed capture leaves."""
+"""Captured steps on a CUDA device: bit-identical to eager ones, and what a failed capture leaves."""
 import pytest
 import torch
 from torch import nn

@@ -28,12 +28,12 @@ DECAY = [150, 180, 210]
 
 @pytest.mark.parametrize("epoch, rate", [(1, 0.05), (150, 0.05), (151, 0.005), (180, 0.005), (181, 5e-4),
                                          (210, 5e-4), (211, 5e-5), (240, 5e-5)])
-def test_rate_decays_after_its_epochs(epoch, rate):
+def test_the_learning_rate_decays_after_its_epochs(epoch, rate):
     assert learning_rate_at(epoch, 0.05, DECAY, 0.1) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("epoch, rate", [(1, 0.0025), (2, 0.005), (19, 0.0475), (20, 0.05), (21, 0.05), (151, 0.005)])
-def test_warm_up_ends_at_the_full_rate(epoch, rate):
+def test_warm_up_ends_at_the_full_learning_rate(epoch, rate):
     assert learning_rate_at(epoch, 0.05, DECAY, 0.1, warmup=20) == pytest.approx(rate)
 
 
@@ -77,7 +77,7 @@ def test_meters_never_wait_for_the_device():
         meters.update({"ce": loss}, loss, torch.zeros(8, 10), torch.zeros(8, dtype=torch.int64))
 
 
-def test_evaluation_equals_the_net_on_all_images_at_once_and_leaves_the_mode():
+def test_evaluation_equals_the_network_on_all_images_at_once_and_leaves_the_mode():
     data = dataset.load("digits", "")
     network = model_dict["resnet8"](num_classes=10).train()
     test = dataset.EvalImages(data, torch.device("cpu"))

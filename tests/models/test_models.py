@@ -100,7 +100,7 @@ def test_wrn_updates_each_running_statistic_once_per_step():
 
 
 @one_per_family
-def test_the_ways_to_call_a_net_agree(name):
+def test_the_ways_to_call_a_network_agree(name):
     network = filled(name)
     x = model_input()
     with torch.no_grad():

@@ -14,7 +14,7 @@ SHALLOW = [name for name in GOLDEN if len(GOLDEN[name]["state_dict"]) < 200]
 
 
 @pytest.mark.parametrize("name", SHALLOW)
-def test_every_net_takes_images_of_64_pixels(name):
+def test_every_network_takes_images_of_64_pixels(name):
     """The maps are twice those of 32 pixels, the vectors the same: on the meta device, where nothing is computed."""
     with torch.device("meta"):
         features, logits = build(name, 7).eval()(torch.empty(2, 3, 64, 64), is_feat=True)

@@ -35,7 +35,7 @@ def run_steps(precision, steps=6):
     return losses, network.state_dict()
 
 
-def test_outputs_are_the_nets_own_in_float32_and_only_those_asked_for():
+def test_outputs_are_the_networks_own_in_float32_and_only_those_asked_for():
     network, images = model_dict["resnet8"](num_classes=10).eval(), torch.randn(4, 3, 32, 32)
     out = FLOAT32.outputs(network, images, frozenset({"logits", "stages"}))
     assert torch.equal(out.logits, network(images)) and out.pooled is None and out.preacts == ()

@@ -29,7 +29,7 @@ def images(size=64, batch=2):
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small"])
-def test_a_wrapped_net_is_torchvisions_to_the_last_bit(name):
+def test_a_wrapped_network_is_torchvisions_to_the_last_bit(name):
     """In evaluation and in training, by its own names of the weights."""
     torch.manual_seed(0)
     plain = torchvision.models.get_model(name, num_classes=6)
@@ -114,7 +114,7 @@ def setup_of(student, teacher):
 
 @pytest.mark.parametrize("method, says", [("abound", "abound reads preacts"), ("hint", "hint reads stages and stem"),
                                           ("similarity", "similarity reads stages"), ("crd", "crd reads pooled")])
-def test_a_method_refuses_a_net_without_what_it_reads(method, says):
+def test_a_method_refuses_a_network_without_what_it_reads(method, says):
     # The first has no ReLU at its stages' ends, the second no maps, the third no linear layer.
     names = {"abound": "timm:test_convnext", "crd": "torchvision:squeezenet1_1"}
     teacher, student = build(names.get(method, "timm:test_vit"), 6), build("resnet8", 6)
@@ -125,7 +125,7 @@ def test_a_method_refuses_a_net_without_what_it_reads(method, says):
     METHODS["dkd"](setup, Namespace(beta=1.0, alpha=1.0, kd_T=4.0, logit_std="off"))
 
 
-def test_a_net_of_a_fixed_size_says_so():
+def test_a_network_of_a_fixed_size_says_so():
     network = build("timm:test_maxvit", 6).eval()
     with pytest.raises(ModelError, match="timm:test_maxvit does not take images of 32×32 pixels"):
         network(images(32))
@@ -291,7 +291,7 @@ def test_timms_weights_are_fetched(server, tmp_path, monkeypatch):
 # --- the scripts ---
 
 
-def test_a_run_of_wrapped_nets_is_resumed(tmp_path):
+def test_a_run_of_wrapped_networks_is_resumed(tmp_path):
     torch.save({"model": build(SMALL, 10).state_dict(), "model_name": SMALL}, tmp_path / "teacher.pth")
     command = ["train_student.py", "--path_t", tmp_path / "teacher.pth", "--model_s", SMALL, "--distill", "similarity",
                "--dataset", "digits", "--epochs", 2, "--batch_size", 256, "--save_dir", tmp_path]

@@ -28,7 +28,7 @@ def logits(digits_teacher):
         return load_model(digits_teacher)[0]((data.test.images / 255 - mean) / std), data.test.labels
 
 
-def test_json_on_standard_output_agrees_with_the_net_and_its_run(digits_teacher, logits):
+def test_json_on_standard_output_agrees_with_the_network_and_its_run(digits_teacher, logits):
     process = scripts.succeed("scripts/evaluate.py", digits_teacher, *QUICK, "--json")
     found, (z, y) = json.loads(process.stdout), logits
     result = json.loads((digits_teacher.parent / "result.json").read_text())

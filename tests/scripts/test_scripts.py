@@ -132,7 +132,7 @@ def test_every_logit_method_trains_to_a_falling_loss(digits_teacher, tmp_path, f
 
 
 @pytest.mark.parametrize("model, rate", [("resnet8", 0.05), ("ShuffleV2", 0.01)])
-def test_a_models_own_rate_applies_where_none_is_given(model, rate):
+def test_a_models_own_learning_rate_applies_where_none_is_given(model, rate):
     from helper.cli import student_options, teacher_options
     assert student_options(["--path_t", "t", "--model_s", model]).learning_rate == rate
     assert teacher_options(["--model", model]).learning_rate == rate

@@ -45,7 +45,7 @@ def test_given_flags_win():
     assert (o.beta, o.epochs, o.lr_decay_epochs, o.batch_size, o.kd_T) == (3.0, 7, [5], 256, 1.0)
 
 
-def test_the_pair_is_told_from_the_teachers_file(tmp_path):
+def test_the_pair_is_read_from_the_teachers_file(tmp_path):
     torch.save({"model": build("vgg13", 10).state_dict()}, tmp_path / "vgg13.pth")
     command = ["--recipe", "cifar100", "--path_t", str(tmp_path / "vgg13.pth"), "--distill", "dkd", "--model_s"]
     assert student_options([*command, "vgg8"]).beta == 6.0

@@ -92,7 +92,7 @@ def test_another_field_is_added_without_the_first(tmp_path):
     assert (count(cache, "logits"), count(cache, "pooled")) == (162, 162)
 
 
-def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_build_continues_where_it_was(tmp_path, monkeypatch):
     network, data = make_teacher(), make_data(2)
     cache, views = make_cache(tmp_path / "a", network, data)
     calls = []
@@ -112,7 +112,7 @@ def test_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
     assert torch.equal(cache.table("logits"), build(tmp_path / "b", 2).table("logits"))
 
 
-def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_killed_build_continues_where_it_was(tmp_path, monkeypatch):
     network, data = make_teacher(), make_data(8)
     cache, views = make_cache(tmp_path / "a", network, data)
     process = start_build(tmp_path / "a", 8, slow=0.05)
@@ -229,7 +229,7 @@ def test_checksums_differ_for_any_changed_word():
     assert (sums != 0).all() and checksums(np.zeros((1, 100), np.uint16))[0] != 0
 
 
-def test_full_disk_is_told_before_the_build(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_before_the_build(tmp_path, monkeypatch):
     usage = cache_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UsageError, match=r"needs 0\.01 MB more .* 0\.00 MB are free: .*--cache_dir"):

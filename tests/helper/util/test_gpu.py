@@ -1,4 +1,4 @@
-"""What a run may take of a GPU's memory: told by what CUDA says, which these tests say in its place."""
+"""What a run may take of a GPU's memory: from what CUDA says, which these tests say in its place."""
 import torch
 
 from helper.util import gpu

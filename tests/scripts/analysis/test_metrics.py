@@ -102,7 +102,7 @@ def test_ece_weighs_each_bins_gap_by_its_images():
     assert metrics.ece(r) == pytest.approx(expected)
 
 
-def test_ece_is_zero_for_a_calibrated_net_and_one_for_a_sure_and_wrong_one():
+def test_ece_is_zero_for_a_calibrated_network_and_one_for_a_sure_and_wrong_one():
     labels = torch.tensor([0, 0, 0, 1])
     calibrated = torch.tensor([[3.0, 1.0]]).log().expand(4, 2)
     assert metrics.ece(metrics.reliability(calibrated, labels)) == pytest.approx(0, abs=1e-7)

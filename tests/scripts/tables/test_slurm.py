@@ -112,7 +112,7 @@ def test_left_alone_the_jobs_stay_queued_and_the_same_command_finds_them(
     assert logs.path(job).read_text().count("$ python") == 1
 
 
-def test_what_slurm_refuses_is_told_in_its_own_words(small, slurm, tmp_path):
+def test_what_slurm_refuses_is_said_in_its_own_words(small, slurm, tmp_path):
     with pytest.raises(UsageError, match=r"Slurm refuses the jobs: .*[Ii]nvalid partition"):
         backend(tmp_path, partition="nowhere").start([small("s")])
     with pytest.raises(UsageError, match="Slurm refuses the jobs"):
