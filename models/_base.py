@@ -1,4 +1,5 @@
 """What every network of this repository returns, and how it is called."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -76,6 +77,20 @@ class Classifier(nn.Module):
         if is_feat:
             return [out.stem, *(out.preacts if preact else out.stages), out.pooled], out.logits
         return out.logits
+
+    def finish(self, stem: Tensor, stages: Sequence[Tensor], preacts: Sequence[Tensor], last: Tensor) -> Outputs:
+        """The Outputs of these maps: `last` averaged over the places, and what the classifier makes of that."""
+        pooled = self.pool(last)
+        return Outputs(getattr(self, self.head_name)(pooled), pooled, tuple(stages), tuple(preacts), stem, last)
+
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, c), the mean over the map, whatever its size.
+
+        A window as large as the map adds up in the same order as the published fixed windows, so that
+        the result is theirs to the last bit at 32×32; adaptive pooling and `mean` differ in rounding.
+        """
+        return F.avg_pool2d(x, x.shape[2:]).flatten(1)
 
     def _cam(self, out):
         classifier = self.classifier_layer()

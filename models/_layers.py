@@ -36,13 +36,14 @@ class Stage(nn.Sequential):
         return x, preact
 
 
-def global_average(x: Tensor) -> Tensor:
-    """(B, c, h, w) -> (B, c), the mean over the map, whatever its size.
-
-    A window as large as the map adds up in the same order as the published fixed windows, so that
-    the result is theirs to the last bit at 32×32; adaptive pooling and `mean` differ in rounding.
-    """
-    return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+def run_stages(x: Tensor, *stages: Stage) -> tuple[list[Tensor], list[Tensor]]:
+    """The maps of the stages, one after the other, and the same maps before their last ReLU."""
+    maps, preacts = [], []
+    for stage in stages:
+        x, preact = stage(x)
+        maps.append(x)
+        preacts.append(preact)
+    return maps, preacts
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import conv1x1, conv3x3, global_average
+from models._layers import conv1x1, conv3x3
 
 __all__ = ["MobileNetV1"]
 
@@ -25,8 +25,6 @@ STAGE_ENDS = (3, 5, 11, 13)
 
 class MobileNetOne(Classifier):
     """The MobileNetV1 of this module's header."""
-
-    head_name = "fc"
 
     def __init__(self, name: str, num_classes: int):
         super().__init__(name)
@@ -47,10 +45,7 @@ class MobileNetOne(Classifier):
             if i in STAGE_ENDS:
                 stages.append(x)
                 preacts.append(preact)
-        pooled = global_average(x)
-        return Outputs(
-            logits=self.fc(pooled), pooled=pooled, stages=tuple(stages), preacts=tuple(preacts), stem=stem,
-            last=x)
+        return self.finish(stem, stages, preacts, x)
 
 
 def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:

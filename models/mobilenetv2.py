@@ -11,7 +11,7 @@ normal(0, 0.01) and zero bias.
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import conv1x1, conv3x3, global_average, init_convolutions, init_small_linear
+from models._layers import conv1x1, conv3x3, init_convolutions, init_small_linear
 
 __all__ = ["MobileNetV2"]
 
@@ -84,16 +84,7 @@ class MobileNet(Classifier):
             x = group(x)
             if i in STAGE_ENDS:
                 stages.append(x)
-        last = self.conv2(x)
-        pooled = global_average(last)
-        return Outputs(
-            logits=self.classifier(pooled),
-            pooled=pooled,
-            stages=tuple(stages),
-            preacts=tuple(stages),
-            stem=stem,
-            last=last,
-        )
+        return self.finish(stem, stages, stages, self.conv2(x))
 
 
 def MobileNetV2(num_classes: int = 100) -> MobileNet:

@@ -8,11 +8,13 @@ Pre-activations: the sum of a stage's last block before its ReLU.
 Initialisation: convolutions normal with variance 2/(k²·out), BN weight 1 and bias 0, the linear layer
 PyTorch's default.
 """
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv3x3, global_average, init_convolutions, projection
+from models._layers import Stage, conv3x3, init_convolutions, projection, run_stages
 
 __all__ = ["resnet8", "resnet8x4", "resnet14", "resnet20", "resnet32", "resnet32x4", "resnet44",
            "resnet56", "resnet110"]
@@ -43,9 +45,7 @@ class BasicBlock(nn.Module):
 class ResNet(Classifier):
     """A ResNet of `depth` layers; `widths`: the channels of the stem and of the three stages."""
 
-    head_name = "fc"
-
-    def __init__(self, name: str, depth: int, widths: tuple[int, int, int, int], num_classes: int):
+    def __init__(self, name: str, depth: int, widths: tuple[int, int, int, int], num_classes: int = 100):
         super().__init__(name)
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -60,18 +60,8 @@ class ResNet(Classifier):
 
     def outputs(self, x: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(x)))
-        stage1, preact1 = self.layer1(stem)
-        stage2, preact2 = self.layer2(stage1)
-        stage3, preact3 = self.layer3(stage2)
-        pooled = global_average(stage3)
-        return Outputs(
-            logits=self.fc(pooled),
-            pooled=pooled,
-            stages=(stage1, stage2, stage3),
-            preacts=(preact1, preact2, preact3),
-            stem=stem,
-            last=stage3,
-        )
+        stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3)
+        return self.finish(stem, stages, preacts, stages[-1])
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> Stage:
@@ -79,37 +69,12 @@ def _stage(width_in: int, width: int, blocks: int, stride: int) -> Stage:
     return Stage(BasicBlock(width_in, width, stride), *rest)
 
 
-def resnet8(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet8", 8, THIN, num_classes)
-
-
-def resnet14(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet14", 14, THIN, num_classes)
-
-
-def resnet20(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet20", 20, THIN, num_classes)
-
-
-def resnet32(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet32", 32, THIN, num_classes)
-
-
-def resnet44(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet44", 44, THIN, num_classes)
-
-
-def resnet56(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet56", 56, THIN, num_classes)
-
-
-def resnet110(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet110", 110, THIN, num_classes)
-
-
-def resnet8x4(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet8x4", 8, WIDE, num_classes)
-
-
-def resnet32x4(num_classes: int = 100) -> ResNet:
-    return ResNet("resnet32x4", 32, WIDE, num_classes)
+resnet8 = partial(ResNet, "resnet8", 8, THIN)
+resnet14 = partial(ResNet, "resnet14", 14, THIN)
+resnet20 = partial(ResNet, "resnet20", 20, THIN)
+resnet32 = partial(ResNet, "resnet32", 32, THIN)
+resnet44 = partial(ResNet, "resnet44", 44, THIN)
+resnet56 = partial(ResNet, "resnet56", 56, THIN)
+resnet110 = partial(ResNet, "resnet110", 110, THIN)
+resnet8x4 = partial(ResNet, "resnet8x4", 8, WIDE)
+resnet32x4 = partial(ResNet, "resnet32x4", 32, WIDE)

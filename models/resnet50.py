@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv1x1, conv3x3, init_convolutions, projection
+from models._layers import Stage, conv1x1, conv3x3, init_convolutions, projection, run_stages
 
 __all__ = ["ResNet50"]
 
@@ -55,22 +55,15 @@ class BottleneckResNet(Classifier):
         self.linear = nn.Linear(512 * EXPANSION, num_classes)
         init_convolutions(self)
 
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        # Adaptive as published: the other families' published windows round differently.
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
     def outputs(self, x: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(x)))
-        stage1, preact1 = self.layer1(stem)
-        stage2, preact2 = self.layer2(stage1)
-        stage3, preact3 = self.layer3(stage2)
-        stage4, preact4 = self.layer4(stage3)
-        # Adaptive as published: the other families' published windows round differently.
-        pooled = F.adaptive_avg_pool2d(stage4, 1).flatten(1)
-        return Outputs(
-            logits=self.linear(pooled),
-            pooled=pooled,
-            stages=(stage1, stage2, stage3, stage4),
-            preacts=(preact1, preact2, preact3, preact4),
-            stem=stem,
-            last=stage4,
-        )
+        stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3, self.layer4)
+        return self.finish(stem, stages, preacts, stages[-1])
 
 
 def _stage(width_in: int, width: int, blocks: int, stride: int) -> Stage:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv1x1, conv3x3, global_average, shuffle_channels
+from models._layers import Stage, conv1x1, conv3x3, run_stages, shuffle_channels
 
 __all__ = ["ShuffleV2"]
 
@@ -101,19 +101,9 @@ class ShuffleNetV2(Classifier):
 
     def outputs(self, x: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(x)))
-        stage1, preact1 = self.layer1(stem)
-        stage2, preact2 = self.layer2(stage1)
-        stage3, preact3 = self.layer3(stage2)
-        last = F.relu(self.bn2(self.conv2(stage3)))
-        pooled = global_average(last)
-        return Outputs(
-            logits=self.linear(pooled),
-            pooled=pooled,
-            stages=(stage1, stage2, stage3),
-            preacts=(preact1, preact2, preact3),
-            stem=stem,
-            last=last,
-        )
+        stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3)
+        last = F.relu(self.bn2(self.conv2(stages[-1])))
+        return self.finish(stem, stages, preacts, last)
 
 
 def _stage(width_in: int, width: int, blocks: int) -> Stage:

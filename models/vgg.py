@@ -9,6 +9,8 @@ Pre-activations: a stage's last BN, before its ReLU.
 Initialisation: convolutions normal with variance 2/(k²·out) and zero bias, BN weight 1 and bias 0, the
 linear layer normal(0, 0.01) and zero bias.
 """
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class VGG(Classifier):
 
     head_name = "classifier"
 
-    def __init__(self, name: str, convs: tuple[int, int, int, int, int], num_classes: int):
+    def __init__(self, name: str, convs: tuple[int, int, int, int, int], num_classes: int = 100):
         super().__init__(name)
         self.block0 = _block(3, WIDTHS[0], convs[0])
         self.block1 = _block(WIDTHS[0], WIDTHS[1], convs[1])
@@ -36,28 +38,21 @@ class VGG(Classifier):
         init_convolutions(self)
         init_small_linear(self.classifier)
 
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        # Adaptive as published: the other families' published windows round differently.
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
     def outputs(self, x: Tensor) -> Outputs:
         # An image of 32 pixels is 4×4 by the last two blocks: only larger ones are halved between them.
         large = x.shape[2] >= 64
-        stem = F.relu(self.block0(x))
-        preact1 = self.block1(F.max_pool2d(stem, 2))
-        stage1 = F.relu(preact1)
-        preact2 = self.block2(F.max_pool2d(stage1, 2))
-        stage2 = F.relu(preact2)
-        preact3 = self.block3(F.max_pool2d(stage2, 2))
-        stage3 = F.relu(preact3)
-        preact4 = self.block4(F.max_pool2d(stage3, 2) if large else stage3)
-        stage4 = F.relu(preact4)
-        # Adaptive as published: the other families' published windows round differently.
-        pooled = F.adaptive_avg_pool2d(stage4, 1).flatten(1)
-        return Outputs(
-            logits=self.classifier(pooled),
-            pooled=pooled,
-            stages=(stage1, stage2, stage3, stage4),
-            preacts=(preact1, preact2, preact3, preact4),
-            stem=stem,
-            last=stage4,
-        )
+        x = stem = F.relu(self.block0(x))
+        stages, preacts = [], []
+        for block in (self.block1, self.block2, self.block3, self.block4):
+            preacts.append(block(F.max_pool2d(x, 2) if large or block is not self.block4 else x))
+            x = F.relu(preacts[-1])
+            stages.append(x)
+        return self.finish(stem, stages, preacts, x)
 
 
 def _block(width_in: int, width: int, convs: int) -> nn.Sequential:
@@ -69,21 +64,8 @@ def _block(width_in: int, width: int, convs: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def vgg8(num_classes: int = 100) -> VGG:
-    return VGG("vgg8", (1, 1, 1, 1, 1), num_classes)
-
-
-def vgg11(num_classes: int = 100) -> VGG:
-    return VGG("vgg11", (1, 1, 2, 2, 2), num_classes)
-
-
-def vgg13(num_classes: int = 100) -> VGG:
-    return VGG("vgg13", (2, 2, 2, 2, 2), num_classes)
-
-
-def vgg16(num_classes: int = 100) -> VGG:
-    return VGG("vgg16", (2, 2, 3, 3, 3), num_classes)
-
-
-def vgg19(num_classes: int = 100) -> VGG:
-    return VGG("vgg19", (2, 2, 4, 4, 4), num_classes)
+vgg8 = partial(VGG, "vgg8", (1, 1, 1, 1, 1))
+vgg11 = partial(VGG, "vgg11", (1, 1, 2, 2, 2))
+vgg13 = partial(VGG, "vgg13", (2, 2, 2, 2, 2))
+vgg16 = partial(VGG, "vgg16", (2, 2, 3, 3, 3))
+vgg19 = partial(VGG, "vgg19", (2, 2, 4, 4, 4))

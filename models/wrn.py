@@ -8,11 +8,13 @@ first of the following group, or the last BN of the network).
 Initialisation: convolutions normal with variance 2/(k²·out), BN weight 1 and bias 0, the linear layer
 PyTorch's default weight and zero bias.
 """
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import conv1x1, conv3x3, global_average, init_convolutions
+from models._layers import conv1x1, conv3x3, init_convolutions
 
 __all__ = ["wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"]
 
@@ -58,10 +60,9 @@ class Group(nn.Module):
 class WideResNet(Classifier):
     """A wide ResNet of `depth` layers, `widen` times the channels 16, 32, 64 in its groups."""
 
-    head_name = "fc"
     after_stages = ("bn1",)
 
-    def __init__(self, name: str, depth: int, widen: int, num_classes: int):
+    def __init__(self, name: str, depth: int, widen: int, num_classes: int = 100):
         super().__init__(name)
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
@@ -81,29 +82,10 @@ class WideResNet(Classifier):
         stage2, preact1 = self.block2(stage1)
         stage3, preact2 = self.block3(stage2)
         preact3 = self.bn1(stage3)
-        last = F.relu(preact3)
-        pooled = global_average(last)
-        return Outputs(
-            logits=self.fc(pooled),
-            pooled=pooled,
-            stages=(stage1, stage2, stage3),
-            preacts=(preact1, preact2, preact3),
-            stem=stem,
-            last=last,
-        )
+        return self.finish(stem, (stage1, stage2, stage3), (preact1, preact2, preact3), F.relu(preact3))
 
 
-def wrn_16_1(num_classes: int = 100) -> WideResNet:
-    return WideResNet("wrn_16_1", 16, 1, num_classes)
-
-
-def wrn_16_2(num_classes: int = 100) -> WideResNet:
-    return WideResNet("wrn_16_2", 16, 2, num_classes)
-
-
-def wrn_40_1(num_classes: int = 100) -> WideResNet:
-    return WideResNet("wrn_40_1", 40, 1, num_classes)
-
-
-def wrn_40_2(num_classes: int = 100) -> WideResNet:
-    return WideResNet("wrn_40_2", 40, 2, num_classes)
+wrn_16_1 = partial(WideResNet, "wrn_16_1", 16, 1)
+wrn_16_2 = partial(WideResNet, "wrn_16_2", 16, 2)
+wrn_40_1 = partial(WideResNet, "wrn_40_1", 40, 1)
+wrn_40_2 = partial(WideResNet, "wrn_40_2", 40, 2)
