@@ -1,5 +1,4 @@
 """What two or more methods share."""
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,10 +9,7 @@ OTHERS = ("methods that read logits or the pooled vector (kd, dkd, nkd, wttm, ct
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (B, channels, height, width); the higher map average-pooled to the other's size.
-
-    Raises as `average_pool`.
-    """
+    """Both (B, channels, height, width); the higher map average-pooled to the other's size."""
     if a.shape[2] > b.shape[2]:
         return average_pool(a, b.shape[2], b.shape[3]), b
     if a.shape[2] < b.shape[2]:
@@ -22,18 +18,11 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average_pool(f: Tensor, height: int, width: int | None = None) -> Tensor:
-    """(B, channels, h, w) average-pooled to height x width, by default a square.
-
-    Raises MethodError with `--deterministic` on CUDA where the sizes do not divide: adaptive pooling has no
-    deterministic gradient there.
-    """
+    """(B, channels, h, w) average-pooled to height x width, by default a square."""
     width = width or height
     h, w = f.shape[2:]
-    if h % height == 0 and w % width == 0:
+    if h % height == 0 and w % width == 0:  # with a gradient that repeats itself on CUDA
         return F.avg_pool2d(f, (h // height, w // width))
-    if f.is_cuda and f.requires_grad and torch.are_deterministic_algorithms_enabled():
-        raise MethodError(f"--deterministic: maps of {h}x{w} cannot be pooled to {height}x{width} with a gradient that "
-                          "repeats itself on CUDA: leave it out, or take other networks or another method")
     return F.adaptive_avg_pool2d(f, (height, width))
 
 

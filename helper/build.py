@@ -15,6 +15,7 @@ from distiller_zoo import METHODS, Method, Setup
 from distiller_zoo.ikd import IKD
 from helper import device as devices
 from helper.cuda_graph import is_captured
+from helper.deterministic import check_deterministic
 from helper.evaluation import Evaluation
 from helper.objective import CrossEntropy, Objective, student_objective
 from helper.record.naming import loss_in_words
@@ -29,7 +30,7 @@ from helper.teacher.source import CachedTeacher, LiveTeacher, NoTeacher
 from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.seeding import derive_seed
-from models import Classifier, build, load_model
+from models import Classifier, Outputs, build, load_model
 from models.precision import Precision, precision_of
 
 
@@ -85,6 +86,10 @@ def make_student(options: Namespace, data: Data, teacher: Classifier, device: to
     setup = make_setup(student, teacher, data, classes)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
+    stage = method.stage(student) if options.beta != 0 else None
+    if options.deterministic and device.type == "cuda":
+        first = [Objective({stage.name: stage.term})] if stage else []
+        check_deterministic(student, [*first, objective], setup.teacher, data)
     teacher.to(device)
     return _placed(student, objective, method, setup, options, data, device)
 
@@ -94,7 +99,10 @@ def make_teacher(options: Namespace, data: Data, device: torch.device) -> Traine
     network = _new_network(options.model, options, data)
     with torch.no_grad():
         network.eval()(torch.zeros(1, *data.image_shape))  # one that does not take these images refuses here
-    return _placed(network, Objective({"ce": CrossEntropy()}), None, None, options, data, device)
+    objective = Objective({"ce": CrossEntropy()})
+    if options.deterministic and device.type == "cuda":
+        check_deterministic(network, [objective], Outputs(), data)
+    return _placed(network, objective, None, None, options, data, device)
 
 
 def make_setup(student: Classifier, teacher: Classifier, data: Data, classes=None) -> Setup:
