@@ -5,9 +5,8 @@ python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240
 """
 import sys
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 from helper import build, cli
 from helper.device import open_device
 from helper.evaluation import by_class

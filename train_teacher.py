@@ -4,9 +4,8 @@ python train_teacher.py --model wrn_40_2
 """
 import sys
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 from helper import build, cli
 from helper.device import open_device
 from helper.evaluation import by_class

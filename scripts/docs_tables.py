@@ -9,9 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 from distiller_zoo import METHODS
 from helper.cli import Parser, defaults_of
 from helper.record.published import SCHEDULES, SOURCES, WEIGHTS

@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 import torch
 from torch import Tensor
 

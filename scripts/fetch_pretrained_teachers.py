@@ -22,13 +22,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import pooch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
+import pooch
+
 from helper.cli import Parser
 from helper.util.download import DownloadError, download
 from helper.util.errors import RunError, guarded, printable

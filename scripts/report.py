@@ -10,9 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 from helper.cli import Parser
 from helper.util.errors import UsageError, guarded, printable
 from scripts.tables.report import FILES, write_report
