@@ -6,6 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from helper.util.errors import printable
+
 
 def render(template: str, **context) -> str:
     """The page that `template`, such as 'report.html', makes of its context. Texts are escaped, Markup is not."""
@@ -26,10 +28,15 @@ def prose(text: str) -> Markup:
     return Markup("").join(formula(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces))
 
 
+def markdown(text: str) -> str:
+    """A text in one line of Markdown, in a table too, without HTML of its own."""
+    return str(escape(printable(text))).replace("|", "\\|").replace("&#39;", "'").replace("&#34;", '"')
+
+
 def _png(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters |= {"formula": formula, "prose": prose, "png": _png}
+_ENVIRONMENT.filters |= {"formula": formula, "prose": prose, "md": markdown, "png": _png}

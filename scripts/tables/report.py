@@ -5,8 +5,6 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from markupsafe import escape
-
 from helper.record.records import read_records
 from helper.util.errors import UsageError, printable
 from helper.util.files import write_bytes, write_json
@@ -54,10 +52,9 @@ def write_report(save_dir: str, out: str, asked: dict | None, with_significance:
     parts = parts_of(content, rows)
     os.makedirs(out, exist_ok=True)
     write_json(os.path.join(out, "report.json"), content)
-    for name, text in (("report.md", markdown(content, parts)), ("report.tex", latex(content)),
-                       ("report.csv", as_csv(content)),
-                       ("report.html", pages.render("report.html", title=content["title"], parts=parts,
-                                                    cautions=content["cautions"]))):
+    for name, text in (("report.tex", latex(content)), ("report.csv", as_csv(content)),
+                       *((page, pages.render(page, title=content["title"], parts=parts, cautions=content["cautions"]))
+                         for page in ("report.md", "report.html"))):
         write_bytes(os.path.join(out, name), text.encode(errors="backslashreplace"))
     if hparams:
         write_hparams(rows)
@@ -131,21 +128,6 @@ def sources_part(content: dict) -> Part:
     text = (f"All rows: {settings_words(content['settings']) or 'nothing in common'}. "
             f"PyTorch {', '.join(versions['torch']) or 'unknown'}; commit {commits}.")
     return Part("Common settings and sources", text, notes=sources(content))
-
-
-def markdown(content: dict, parts: list[Part]) -> str:
-    def md(text):
-        return str(escape(printable(text))).replace("|", "\\|").replace("&#39;", "'").replace("&#34;", '"')
-
-    lines = [f"# {md(content['title'])}", "", *(f"**{md(caution)}**\n" for caution in content["cautions"])]
-    for part in parts:
-        lines += [f"## {md(part.title)}", "", *([md(part.text), ""] if part.text else [])]
-        for i, row in enumerate(part.rows):
-            lines.append("| " + " | ".join(map(md, row)) + " |")
-            lines += ["|" + " --- |" * len(row)] if i == 0 else []
-        lines += [""] * bool(part.rows) + [f"- {md(note)}" for note in part.missing + part.notes]
-        lines += [""] * bool(part.missing + part.notes) + [f"    {command}" for command in part.commands]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def as_csv(content: dict) -> str:
