@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helper.util.errors import UserError, printable
-from helper.util.files import ZIP, open_regular, read_torch
+from helper.util.files import ZIP, Damaged, open_regular, read_torch
 from models._base import Classifier, ModelError
 from models._registry import ZOOS, build, check_name, has_prefix, model_dict, pretrained
 
@@ -226,11 +226,9 @@ def _load(path):
                 warnings.simplefilter("ignore")
                 try:
                     return read_torch(file)
-                # Broad on purpose: the readers raise what the bytes happen to provoke (KeyError, UnicodeDecodeError,
-                # struct.error, MemoryError, ...), and every one of these means a bad file.
-                except Exception as error:
+                except Damaged as error:
                     file.seek(0)
-                    raise CheckpointError(f"{path} {_diagnosis(error, file.read(len(LEGACY)))}") from None
+                    raise CheckpointError(f"{path} {_diagnosis(error.__cause__, file.read(len(LEGACY)))}") from None
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: check the path, or fetch the published teachers with "
                               "scripts/fetch_pretrained_teachers.sh") from None
@@ -243,7 +241,7 @@ def _load(path):
         raise CheckpointError(f"{path!r} cannot be read: {reason}") from None
 
 
-def _diagnosis(error: Exception, start: bytes) -> str:
+def _diagnosis(error: BaseException | None, start: bytes) -> str:
     """Why the file was refused, from torch.load's error and the file's first bytes."""
     foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
     if foreign:

@@ -1,13 +1,10 @@
 """A run's folder, which one process at a time holds."""
-import glob
 import json
 import os
-import pickle
 import shutil
-import zipfile
 
 from helper.util.errors import RunError, UsageError
-from helper.util.files import PARTIAL, lock_folder, read_torch, write_bytes, write_json, write_torch
+from helper.util.files import Damaged, lock_folder, read_torch, remove_partials, write_bytes, write_json, write_torch
 
 LOCK = ".lock"
 
@@ -25,8 +22,7 @@ class RunFolder:
             self.lock = lock_folder(path)
         except OSError as error:
             raise UsageError(f"cannot write to {path} ({error.strerror}): give another --save_dir") from None
-        for left_over in glob.glob(glob.escape(path) + "/*" + PARTIAL):
-            os.remove(left_over)
+        remove_partials(path)
 
     def __truediv__(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -80,8 +76,7 @@ class RunFolder:
         try:
             with open(self / name, "rb") as file:
                 return load(file)
-        except (ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
-                NotImplementedError):
+        except (ValueError, RecursionError, Damaged):
             raise UsageError(f"{self / name} is damaged: bring it back from a copy, "
                              "or give --overwrite to start anew") from None
 

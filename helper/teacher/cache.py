@@ -43,7 +43,7 @@ from dataset import Data, TrainViews
 from dataset.views import views_of
 from helper.teacher.keys import FORMAT, arithmetic, key_of
 from helper.util.errors import RunError, UsageError
-from helper.util.files import write_bytes, write_json
+from helper.util.files import remove_partials, write_bytes, write_json
 from helper.util.progress import progress
 from models import Classifier
 from models.precision import FLOAT32
@@ -152,6 +152,7 @@ class Cache:
             while not locks.take(0):
                 stop()
                 time.sleep(0.1)
+            remove_partials(self.folder)
             fault = self._fault(fields, network, views)
             if fault is not None:
                 print(f"the teacher cache {self.folder} cannot be used ({fault}): building it afresh", flush=True)

@@ -11,7 +11,7 @@ from dataset.views import OFFSETS, PADDING
 from distiller_zoo import MethodError
 from helper.teacher.keys import arithmetic, fingerprint, key_of
 from helper.util import distributed
-from helper.util.files import open_regular, read_torch, write_torch
+from helper.util.files import Damaged, open_regular, read_torch, write_torch
 from helper.util.progress import progress
 from models import Classifier
 
@@ -22,7 +22,8 @@ BATCH = 500
 
 def class_matrix(name: str, compute: Callable[[Tensor, Tensor, int], Tensor], teacher: Classifier, data: Data,
                  folder: str, device: torch.device) -> Tensor:
-    """compute(pooled vectors of the training images as they are, (n, width) on the CPU, their labels, classes).
+    """compute(pooled vectors of the training images as they are, (n, width) on the CPU, their labels, classes), a
+    matrix of classes by classes.
 
     It is kept in `folder`/classes under all that it depends on, and under `name`, which stands for `compute`.
     Raises MethodError for data that is read from its files as needed, or a teacher without a pooled vector.
@@ -34,8 +35,10 @@ def class_matrix(name: str, compute: Callable[[Tensor, Tensor, int], Tensor], te
     path = os.path.join(folder, "classes", f"{teacher.name}_{data.name}_{key[:16]}_{name}.pth")
 
     def held():
-        with contextlib.suppress(Exception), open_regular(path) as file:  # not there yet, or damaged
-            return read_torch(file)
+        # Not there yet, or damaged.
+        with contextlib.suppress(OSError, Damaged), open_regular(path) as file:
+            found = read_torch(file)
+            return found if isinstance(found, Tensor) and found.shape == (len(data.classes),) * 2 else None
 
     matrix = distributed.broadcast_from_rank0(held)
     if matrix is None:

@@ -1,6 +1,8 @@
 """Fetching a file: whole and as it should be, or not at all."""
+import contextlib
 import os
 import shutil
+import signal
 import time
 
 from helper.util.errors import UserError, printable
@@ -10,6 +12,8 @@ ATTEMPTS = 3
 # Seconds between two attempts; seconds without a byte after which a connection is given up.
 PAUSE = 2.0
 TIMEOUT = 20.0
+# Seconds in which a server must answer, and send each CHUNK bytes: one that dribbles would hold a run for weeks.
+SLOW, CHUNK = 60.0, 1 << 18
 
 
 class DownloadError(UserError):
@@ -29,7 +33,8 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
     """Bring `url` to the file `path`, which appears whole or not at all.
 
     A connection that breaks, or a server that is overloaded, is tried again from the start, ATTEMPTS times in all. A
-    redirect from https to http is refused. The caller makes sure that no other process fetches to `path`.
+    redirect from https to http is refused, and so is a server that is very slow. Called from the main thread; the
+    caller makes sure that no other process fetches to `path`.
 
     limit: the size in bytes above which it is given up; known_hash: as pooch takes it, such as "md5:90528d7c..."
     Raises DownloadError where the file cannot be fetched, OSError where it cannot be written.
@@ -41,8 +46,9 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
 
     def receive(url, file, _):
         nonlocal answered
-        with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"},
-                          hooks={"response": _refuse_downgrade}) as response:
+        with (_patience() as more,
+              requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"},
+                           hooks={"response": _refuse_downgrade}) as response):
             answered = True
             response.raise_for_status()
             length = int(response.headers.get("Content-Length", 0)) or None
@@ -50,7 +56,8 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
             with (open(file, "wb") as output,
                   progress(f"fetching {os.path.basename(path)}", length, unit="B", unit_scale=True) as bar):
                 done = 0
-                for chunk in response.iter_content(1 << 18):
+                for chunk in response.iter_content(CHUNK):
+                    more()
                     done += len(chunk)
                     _check_size(done, limit)
                     output.write(chunk)
@@ -74,6 +81,24 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
             shutil.rmtree(staging, ignore_errors=True)
         print(f"{printable(f'{url}: {reason}')}; trying again", flush=True)
         time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def _patience():
+    """The block has SLOW seconds, and as many again at each call of the function that it gets, else a ValueError."""
+    def late(*_):
+        raise ValueError(f"it sends less than {CHUNK / 1e3:.0f} kB in {SLOW:g} s, and is given up")
+
+    def more():
+        signal.setitimer(signal.ITIMER_REAL, SLOW)
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        more()
+        yield more
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _refuse_downgrade(response, **_):

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import json
 import os
@@ -52,6 +53,12 @@ def whole(path: str):
         os.close(folder)
 
 
+def remove_partials(folder: str) -> None:
+    """Remove what killed writers have left, from a folder whose only writer is the caller. Raises OSError."""
+    for left_over in glob.glob(glob.escape(folder) + "/*" + PARTIAL):
+        os.remove(left_over)
+
+
 def write_bytes(path: str, content: bytes | memoryview) -> None:
     """Write a file as `whole` does. Raises OSError."""
     with whole(path) as file:
@@ -82,14 +89,29 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return open(handle, "rb")
 
 
+class Damaged(Exception):
+    """A file that read_torch cannot read; its cause is what the readers raised."""
+
+
 def read_torch(file: BinaryIO) -> Any:
     """What torch.save has written to an open file, as far as it is tensors and plain data (weights_only), on the CPU.
 
     torch.save stores a checksum of each record, which torch.load does not look at: here it is verified, so that a
     flipped bit is noticed. Compressed records, which could unpack to any size, are refused; torch.save writes none.
     So is a file that asks for much more memory than it has bytes, as a crafted one can even without its own code.
-    Raises zipfile.BadZipFile for the former, and what torch.load raises for a file that is not its own.
+    Raises Damaged for all of these and for a file that is not its own; OSError where the disk fails.
     """
+    try:
+        return _read_torch(file)
+    # Broad on purpose: the readers raise what the bytes happen to provoke (KeyError, UnicodeDecodeError, struct.error,
+    # MemoryError, ...; EINVAL from a place beyond the file).
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise Damaged from error
+
+
+def _read_torch(file):
     size = os.fstat(file.fileno()).st_size
     if file.read(len(ZIP)) == ZIP:  # the former format has no checksums
         with zipfile.ZipFile(file) as archive:

@@ -110,5 +110,15 @@ def stall(until=None):
     return fault
 
 
+def dribble(start):
+    """`start`, then a byte now and then, each well within a time-out."""
+    def fault(handler, content):
+        handler.wfile.write(start)
+        for _ in range(100):
+            if not handler.server.closing.wait(0.1):
+                handler.wfile.write(b"x")
+    return fault
+
+
 def status(code, message=None, **headers):
     return lambda handler, content: handler.answer(code, message, Content_Length=0, **headers)

@@ -35,7 +35,8 @@ def test_a_folder_whose_lock_is_removed_or_replaced_is_no_longer_written(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["resume.pth", "args.json"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\x80\x02"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\x80\x02", b"\x80\x02e", b"\x80\x02J",
+                                     pytest.param(b"[" * 100_000, id="deep")])
 def test_damaged_but_readable_files_are_named(name, content, tmp_path):
     folder = RunFolder(str(tmp_path))
     (tmp_path / name).write_bytes(content)

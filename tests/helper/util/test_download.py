@@ -10,7 +10,7 @@ import pytest
 
 from helper.util import download as subject
 from helper.util.download import DownloadError, download
-from tests.support.server import CERTIFICATE, endless, sends, serving, stall, status
+from tests.support.server import CERTIFICATE, dribble, endless, sends, serving, stall, status
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -19,6 +19,7 @@ CONTENT = bytes(range(256)) * 4000
 def impatient(monkeypatch):
     monkeypatch.setattr(subject, "PAUSE", 0)
     monkeypatch.setattr(subject, "TIMEOUT", 0.5)
+    monkeypatch.setattr(subject, "SLOW", 2)
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -67,6 +68,8 @@ def test_what_breaks_off_stalls_or_is_overloaded_is_tried_again(server, tmp_path
     (lambda handler, _: handler.wfile.write(b"\xff\x00 garbage\r\n\r\n"), ""),
     (status(302, Location="file:///etc/passwd"), "No connection adapters"),
     (status(302, Location="http://[::bad"), ""),
+    (dribble(b"HTTP/1.0 200 OK\r\n\r\n"), "it sends less than 262 kB in 2 s, and is given up"),
+    (dribble(b"HTTP/1.0 200 OK\r\nLong: "), "it sends less than 262 kB in 2 s, and is given up"),
 ])
 def test_what_is_of_no_use_is_refused(fault, says, server, tmp_path):
     server.plan["/file"] = [fault] * 3
