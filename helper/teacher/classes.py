@@ -30,7 +30,8 @@ def class_matrix(name: str, compute: Callable[[Tensor, Tensor, int], Tensor], te
     """
     if not data.countable:
         raise MethodError(f"{data.name} is read from its files as needed: the teacher's features of all its training "
-                          "images are taken from data sets in memory alone")
+                          "images are taken from data sets in memory alone: take another method, or wkd with "
+                          "--wkd_cost fc")
     key = fingerprint(key_of(teacher, data, "float32", f"{arithmetic(device)} on {device.type}"), data.train.labels)
     path = os.path.join(folder, "classes", f"{teacher.name}_{data.name}_{key[:16]}_{name}.pth")
 

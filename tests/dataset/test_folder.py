@@ -299,6 +299,16 @@ def test_what_a_transform_raises_names_the_image(workers, images):
         list(_stream.read(data.train, transform, plan, 2, CPU))
 
 
+@pytest.mark.parametrize("method, says", [
+    ("crld", "a second view of each image is made of data sets in memory alone: take a method that reads one view"),
+    ("wkd", "are taken from data sets in memory alone: take another method, or wkd with --wkd_cost fc")])
+def test_a_method_that_needs_the_images_in_memory_is_refused(method, says, images, tmp_path):
+    process = scripts.run("train_student.py", "--path_t", teacher(tmp_path / "resnet8_t"), "--dataset", "folder",
+                          "--data_dir", images, "--image_size", 32, "--num_workers", 0, "--save_dir", tmp_path,
+                          "--distill", method)
+    assert process.returncode == 2 and says in process.stderr and process.stderr.count("\n") == 1
+
+
 def test_means_over_all_views_are_refused_where_these_cannot_be_counted(images, tmp_path):
     process = scripts.run("train_student.py", "--path_t", teacher(tmp_path / "resnet8_t"), "--dataset", "folder",
                           "--data_dir", images, "--image_size", 32, "--avg", 1, "--ikd_means", "all",

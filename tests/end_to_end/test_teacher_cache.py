@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
             patch.setattr(sys, "argv", argv)
             handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             # The trial names the folder; the streams are to be those of one trial.
-            for module in ("helper.build", "helper.step", "dataset.views"):
+            for module in ("helper.build", "helper.step", "dataset.views", "dataset._strong"):
                 patch.setattr(sys.modules[module], "derive_seed",
                               lambda seed, trial, *purpose: derive_seed(seed, "1", *purpose))
             try:
@@ -108,6 +108,19 @@ def test_run_with_a_growing_cache(dtype, runs, live):
     again, _, args = runs(f"again{dtype}", *flags)
     assert re.search(r"shows \([1-9]\d?% of all", args["facts"]["cache"])
     assert all(torch.equal(state[key], again[key]) for key in state)
+
+
+@pytest.mark.parametrize("method, how", [("crld", "on"), ("mlkd", "auto")])
+def test_a_second_view_beside_a_cache_gives_what_the_live_teacher_gives(method, how, runs):
+    """The cache has the usual view's outputs alone: the second view's are the live teacher's of the same images."""
+    live_state, live_lines, args = runs(f"{method}live", "--distill", method, epochs=2)
+    assert "cache" not in args["facts"]
+    state, lines, args = runs(f"{method}{how}", "--distill", method, "--teacher_cache", how, "--cache_dtype",
+                              "float32", "--cache_dir", str(runs.root / f"second{how}"), epochs=2)
+    assert "the second view's outputs are computed live" in args["facts"]["cache"]
+    assert args["decisions"]["teacher_source"] == "cache"
+    assert all(torch.equal(state[key], live_state[key]) for key in state)
+    assert torch.equal(losses(lines), losses(live_lines)) and lines[1]["losses"][method] > 0
 
 
 def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
