@@ -3,9 +3,10 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Classifier, Outputs
+from models._folded import folded
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Precision:
         if self.compiled:
             network.compile()
         return network
+
+    def frozen(self, network: Classifier, images: Tensor) -> Classifier:
+        """A network that is never trained, prepared; in bfloat16 it is a copy with its batch norms folded, whose
+        convolutions have bfloat16 weights, so that no pass rounds them anew. images: as _folded.folded."""
+        if self.bf16:
+            network = folded(network, images)
+            for module in network.modules():
+                if type(module) is nn.Conv2d:
+                    module.bfloat16()
+        return self.prepare(network)
 
     def outputs(self, network: Classifier, images: Tensor, fields: frozenset[str],
                 strong: Tensor | None = None) -> Outputs:

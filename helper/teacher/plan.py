@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset import Data, EvalData, Split, TrainData, TrainViews
+from dataset import Batch, Data, EvalData, Split, TrainData, TrainViews
 from helper.evaluation import Evaluation, evaluate
 from helper.teacher.cache import FIELDS, Cache, size
 from helper.teacher.keys import arithmetic, fingerprint
@@ -128,14 +128,15 @@ def teacher_speeds(teacher: Classifier, data: Data, precision: Precision, device
 @torch.inference_mode()
 def _images_per_second(teacher, data, precision, batch_size, device):
     """Timed over a few batches; of fewer images where so many do not fit."""
-    precision.prepare(teacher.eval())
+    source = LiveTeacher(teacher, LOGITS, precision)
     try:
         images = torch.zeros(batch_size, *data.image_shape, device=device)
+        batch = Batch(images, None, None, None)  # type: ignore[arg-type]  # a teacher sees the images alone
         for number in range(WARM_UP + TIMED):
             if number == WARM_UP:
                 torch.cuda.synchronize(device)
                 started = time.perf_counter()
-            precision.outputs(teacher, images, LOGITS)
+            source(batch)
         torch.cuda.synchronize(device)
         return TIMED * batch_size / (time.perf_counter() - started)
     except torch.OutOfMemoryError:

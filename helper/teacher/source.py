@@ -43,14 +43,19 @@ class LiveTeacher:
     """
 
     def __init__(self, network: Classifier, reads: frozenset[str], precision: Precision = FLOAT32):
-        self.network, self.reads, self.precision = precision.prepare(network.eval()), reads, precision
+        self.network, self.reads, self.precision = network.eval(), reads, precision
+        self.frozen: Classifier | None = None  # made of the first images
 
     def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
         """Nothing to prepare."""
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        return self.precision.outputs(self.network, batch.images, self.reads, batch.strong) if self.reads else Outputs()
+        if not self.reads:
+            return Outputs()
+        if self.frozen is None:
+            self.frozen = self.precision.frozen(self.network, batch.images[:1])
+        return self.precision.outputs(self.frozen, batch.images, self.reads, batch.strong)
 
     def gathers_on(self, device: torch.device) -> bool:
         return False
