@@ -280,9 +280,10 @@ def batches_ahead(views: TrainData, source: TeacherSource, reads: frozenset[str]
     assert memory is not None
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    places = torch.arange(batch_size, device=device) % len(views)
-    source(views.batch(places, torch.zeros_like(places)))
-    return fitting_batches((torch.cuda.max_memory_allocated(device) - before) / batch_size, batch_size, memory)
+    batch = next(views.batches(tuple(part[:batch_size] for part in views.plan(0, "1", "train", 1)), batch_size))
+    source(batch)
+    image = (torch.cuda.max_memory_allocated(device) - before) / len(batch.labels)
+    return fitting_batches(image, batch_size, memory)
 
 
 def fitting_batches(image: float, batch_size: int, memory: int) -> int:
