@@ -1,5 +1,6 @@
 """A small training on a CUDA device, as the tests of tests/gpu hold it against others."""
-import dataclasses
+import os
+import tempfile
 
 import pytest
 import torch
@@ -14,14 +15,18 @@ from helper.teacher.plan import TeacherPlan
 from helper.teacher.source import CachedTeacher
 from models import build as build_network
 
+# What cuBLAS needs to repeat itself; it reads this when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+CACHE = tempfile.TemporaryDirectory(prefix="ikd-test-")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def few_digits(n=44):
-    """The first n training images of the digits, as training and test set."""
+def few_digits(each=4):
+    """The first images of each of the ten classes of the digits, as training and test set."""
     digits = dataset.load("digits", "")
-    few = dataset.Split(digits.train.images[:n], digits.train.labels[:n])
+    first = torch.cat([(digits.train.labels == c).nonzero().flatten()[:each] for c in range(10)])
+    few = dataset.Split(digits.train.images[first], digits.train.labels[first])
     return dataset.Data("digits", digits.classes, digits.mean, digits.std, False, few, few)
 
 
@@ -34,11 +39,11 @@ def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=Non
     torch.manual_seed(0)
     data = data or few_digits()
     options = student_options(["--path_t", "t", "--model_s", student, "--learning_rate", "0.01", "--warm_up", "0",
-                               "--init_epochs", "2", "--epochs", "3", "--batch_size", str(batch_size), *flags,
-                               *([] if captured else ["--cuda_graph", "off"])])
+                               "--init_epochs", "6", "--epochs", "6", "--batch_size", str(batch_size), *flags,
+                               "--cache_dir", CACHE.name, *([] if captured else ["--cuda_graph", "off"])])
     network = build_network(teacher, len(data.classes)).requires_grad_(False)
     trainee = build.make_student(options, data, network, device)
-    views = data.train_views(device)
+    views = data.train_views(device, "strong" in trainee.objective.reads)
     teaching = TeacherPlan(network, trainee.objective.reads, "live", None, {}, batch_size, trainee.precision)
     for phase in build.student_phases(options, trainee, network, teaching, views, record=None):
         if cached and phase.name == "train":
@@ -48,26 +53,26 @@ def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=Non
         yield phase
 
 
-def train(phases, step_of=choose_step):
-    """Train all epochs of the phases; the last one's student's state and the losses of every epoch."""
+def train(phases, step_of=choose_step, watched=False):
+    """Train all epochs of the phases; the last one's student's state, the losses of every epoch and the last step.
+
+    watched: whether a step of the phases' last epoch that waits for the device raises
+    """
     read = []
     for phase in phases:
         step, meters = step_of(phase), Meters(list(phase.objective.terms), phase.loader.device)
         for epoch in range(1, phase.epochs + 1):
             phase.start_epoch(epoch)
             meters.reset()
-            for batch, outputs in phase.batches(epoch):
-                step(phase, batch, outputs, meters)
+            try:
+                for batch, outputs in phase.batches(epoch):  # the first brings the epoch's plan to the device
+                    torch.cuda.set_sync_debug_mode("error" if watched and epoch == phase.epochs else "default")
+                    step(phase, batch, outputs, meters)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
             averages = meters.read(phase.objective.reads_student)
             read.append([averages.loss, *averages.losses.values()])
             phase.end_epoch(epoch)
         state = {name: value.cpu().clone() for name, value in phase.student.state_dict().items()}
         phase.close()
     return state, read, step
-
-
-def with_precision(phases, **changes):
-    """The phases with another precision of the student."""
-    for phase in phases:
-        phase.precision = dataclasses.replace(phase.precision, **changes)
-        yield phase
