@@ -16,6 +16,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from models import model_dict
 from models.precision import Precision
 
 IMAGES = 1000
+DKD_IKD = ("--distill", "dkd", "--avg", "6.5", "--intra_T", "1")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- made by scripts/bench.py -->\n", "<!-- end -->\n"
 
@@ -88,40 +90,43 @@ def variants_of(a) -> list[Variant]:
     return VARIANTS + CAPTURED * (a.device == "cuda") + [COMPILED] * a.compile
 
 
-def random_data(classes: int) -> dataset.Data:
+def random_data(classes: int, images: int = IMAGES) -> dataset.Data:
     """Random images in CIFAR-100's format."""
     generator = torch.Generator().manual_seed(0)
-    split = dataset.Split(torch.randint(256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8),
-                          torch.randint(classes, (IMAGES,), generator=generator))
+    split = dataset.Split(torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8),
+                          torch.randint(classes, (images,), generator=generator))
     return dataset.Data("random", tuple(map(str, range(classes))), MEAN, STD, True, split, split)
 
 
-def our_steps(variant: Variant, a, device: torch.device):
-    """An endless stream of training steps, each made by the project's own train_step."""
-    data = random_data(a.classes)
+def our_phase(variant: Variant, a, device: torch.device, images: int = IMAGES, loss: Sequence[str] = DKD_IKD) -> Phase:
+    """The project's own training of a student on random images; loss: the flags that say which."""
+    data = random_data(a.classes, images)
     student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
-    options = student_options(["--path_t", "none", "--model_s", a.student, "--distill", "dkd", "--avg", "6.5",
-                               "--intra_T", "1"])
+    options = student_options(["--path_t", "none", "--model_s", a.student, *loss])
     setup = make_setup(student, teacher, data)
-    objective = student_objective(METHODS["dkd"](setup, options), setup, options).to(device)
+    objective = student_objective(METHODS[options.distill](setup, options), setup, options).to(device)
     precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
     precision.prepare(student.to(device)).train()
     if variant.cached:
-        table = torch.randn(IMAGES, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
+        table = torch.randn(images, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
         source: TeacherSource = CachedTeacher({"logits": table}, flip=True)
     else:
         source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
     views = dataset.TrainViews(data, device)
     loader = DistillLoader(views, source, a.batch_size, batches_ahead(views, source, objective.reads, a.batch_size),
                            deferred=variant.captured and source.gathers_on(device))
-    phase = Phase("train", student, loader, objective, sgd(student.parameters(), options), schedule(options), 1,
-                  (0, "1"), precision=precision, captured=variant.captured)
-    step, meters, epoch = choose_step(phase), Meters(list(objective.terms), device), 0
+    return Phase("train", student, loader, objective, sgd(student.parameters(), options), schedule(options), 1,
+                 (0, "1"), precision=precision, captured=variant.captured)
+
+
+def steps_of_phase(phase: Phase, batch_size: int):
+    """An endless stream of a phase's steps on full batches, each made by the project's own train_step."""
+    step, meters, epoch = choose_step(phase), Meters(list(phase.objective.terms), phase.loader.device), 0
     while True:
         epoch += 1
         phase.start_epoch(epoch)
         for batch, outputs in phase.batches(epoch):
-            if len(batch.index) == a.batch_size:
+            if len(batch.index) == batch_size:
                 step(phase, batch, outputs, meters)
                 yield
         phase.end_epoch(epoch)
@@ -192,7 +197,9 @@ def _masked_dkd(z_s, z_t, labels, alpha, beta, temperature):
 
 def steps_of(variant, a, device):
     """The variant's endless stream of steps."""
-    return published_style_steps(a, device) if variant.published else our_steps(variant, a, device)
+    if variant.published:
+        return published_style_steps(a, device)
+    return steps_of_phase(our_phase(variant, a, device), a.batch_size)
 
 
 def synchronize(device):

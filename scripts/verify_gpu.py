@@ -1,4 +1,4 @@
-"""Check this code on a machine's GPU, and time it: tests first, then the step, the benchmark and the memory.
+"""Check this code on a machine's GPU, and time it: tests first, then steps, epochs, several runs and the benchmark.
 
 sh scripts/verify_gpu.sh [--out DIR]
 
@@ -6,93 +6,182 @@ Nothing is fetched: images and weights are random. Each check is a process with 
 keep the next from running. Each leaves a line of JSON in DIR/report.jsonl and its output in DIR/NAME.log.
 """
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+from helper.cli import student_options
+from helper.evaluation import evaluate
+from helper.loop import train_epoch
+from helper.meters import Meters
+from helper.record.run import Earlier, Record
+from helper.step import choose_step
+from helper.util.arguments import positive_float
 from helper.util.errors import RunError, UsageError, guarded
+from scripts.bench import Variant, our_phase, random_data, steps_of_phase, worker
 
 STEPS, WARM_UP = 300, 100
-# (cached, bf16 and channels_last, captured)
-STEP_KINDS = [(cached, fast, captured) for cached in (False, True) for fast in (False, True)
-              for captured in (False, True)]
+IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-100
+RUNS = (1, 2, 4)
+SECONDS = 480  # of all checks together
+PAIR = argparse.Namespace(teacher="resnet32x4", student="resnet8x4", batch_size=64, classes=100, device="cuda")
+
+
+def variant(teacher: str, precision: str = "fast", way: str = "captured") -> Variant:
+    """A way to train, by its words."""
+    fast = precision == "fast"
+    return Variant("", teacher == "cached", fast, fast, captured=way == "captured")
+
+
+def steps_of(*words: str, **more):
+    """An endless stream of steps; words: as of `variant`; more: as of bench.our_phase."""
+    return steps_of_phase(our_phase(variant(*words), PAIR, torch.device("cuda"), **more), PAIR.batch_size)
+
+
+def time_steps(*words: str, steps=STEPS, warm_up=WARM_UP, **more) -> dict:
+    """Milliseconds of a step, by CUDA events, and the memory in use and held at most."""
+    stream = steps_of(*words, **more)
+    for _ in range(warm_up):
+        next(stream)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(steps):
+        next(stream)
+    end.record()
+    torch.cuda.synchronize()
+    return {"ms_a_step": start.elapsed_time(end) / steps, "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+            "reserved_mib": torch.cuda.max_memory_reserved() / 2**20}
+
+
+def time_epoch(teacher: str) -> dict:
+    """Seconds of a whole epoch and of the test after it; of the third one, since steps are captured in the others."""
+    device = torch.device("cuda")
+    phase = our_phase(variant(teacher), PAIR, device, images=IMAGES)
+    test = random_data(PAIR.classes, TEST_IMAGES).test_images(device)
+    step, meters = choose_step(phase), Meters(list(phase.objective.terms), device)
+    record = Record(student_options(["--path_t", "none"]), Earlier())
+    for epoch in (1, 2, 3):
+        started = time.perf_counter()
+        train_epoch(phase, epoch, step, meters, record)
+        trained = time.perf_counter()
+        evaluate(phase.student, test, phase.precision)
+        tested = time.perf_counter()
+    return {"seconds_of_epoch": trained - started, "seconds_of_test": tested - trained}
+
+
+def time_runs() -> dict:
+    """Images a second of several processes that share the GPU, together."""
+    context, pipes = multiprocessing.get_context("spawn"), []
+    for _ in range(max(RUNS)):
+        pipe, end = context.Pipe()
+        context.Process(target=worker, args=(end, variant("cached"), PAIR), daemon=True).start()
+        end.close()  # so that reading from a process that has died raises
+        pipes.append(pipe)
+
+    def turn(number, steps):
+        for pipe in pipes[:number]:
+            pipe.send(steps)
+        return sum(PAIR.batch_size / pipe.recv()[0] for pipe in pipes[:number])
+
+    turn(max(RUNS), WARM_UP)
+    return {f"images_a_second_of_{number}": turn(number, STEPS) for number in RUNS}
+
+
+def profile() -> dict:
+    """The twenty kernels of a step that take the most time; none where the profiler, which needs CUPTI, sees none."""
+    stream, steps = steps_of("live"), 30
+    for _ in range(WARM_UP):
+        next(stream)
+    with torch.profiler.profile() as profiler:
+        for _ in range(steps):
+            next(stream)
+        torch.cuda.synchronize()
+    kernels = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: event.self_device_time_total, reverse=True)
+    return {"kernels": [{"name": event.key[:120], "calls_a_step": event.count / steps,
+                         "us_a_step": event.self_device_time_total / steps} for event in kernels[:20]]}
+
+
+# What is measured, by name: the deadline in seconds, and the function.
+MEASURED: dict[str, tuple[int, Callable[[], dict]]] = {
+    **{f"step_{teacher}_{precision}_{way}": (25, partial(time_steps, teacher, precision, way))
+       for teacher in ("live", "cached") for precision in ("float32", "fast") for way in ("eager", "captured")},
+    "step_crd": (30, partial(time_steps, "live", "fast", "eager", loss=("--distill", "crd"), images=IMAGES)),
+    "step_kdsvd": (30, partial(time_steps, "live", "fast", "eager", loss=("--distill", "kdsvd"), steps=30, warm_up=10)),
+    "epoch_live": (40, partial(time_epoch, "live")),
+    "epoch_cached": (40, partial(time_epoch, "cached")),
+    "several_runs": (60, time_runs),
+    "profile": (30, profile),
+}
 
 
 def checks() -> list[tuple[str, int, list[str]]]:
     """Each check's name, its deadline in seconds and its command line."""
-    here = [sys.executable, str(Path(__file__))]
     found = [("tests", 200, [sys.executable, "-m", "pytest", "tests/gpu"])]
-    for cached, fast, captured in STEP_KINDS:
-        words = ["cached" if cached else "live", "fast" if fast else "float32", "captured" if captured else "eager"]
-        found.append(("_".join(["step", *words]), 20, [*here, "--step", *words]))
-    return [*found, ("bench", 110, [sys.executable, "scripts/bench.py", "--device", "cuda", "--turns", "2"])]
+    found += [(name, limit, [sys.executable, __file__, "--only", name]) for name, (limit, _) in MEASURED.items()]
+    return [*found, ("bench", 120, [sys.executable, "scripts/bench.py", "--device", "cuda", "--turns", "2"])]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", default="./save/verify_gpu", metavar="DIR", help="where the report goes")
+    parser.add_argument("--patience", type=positive_float, default=1.0, metavar="X",
+                        help="multiplies all deadlines, for a slow or shared machine")
+    parser.add_argument("--only", choices=MEASURED, help="measure this here, and print it")
     parser.add_argument("--dry_run", action="store_true", help="print the command lines, and run nothing")
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     o = parser.parse_args()
-    if o.step:
-        return print(json.dumps(time_steps(*o.step)))
-    if o.dry_run:
-        return print("\n".join(f"# {name}, at most {limit} s\n{shlex.join(argv)}" for name, limit, argv in checks()))
-    if not torch.cuda.is_available():
-        raise UsageError("PyTorch finds no CUDA device here: run this on a machine with a GPU; --dry_run shows what it "
-                         "would run")
+    if o.dry_run or not torch.cuda.is_available():
+        print("\n".join(f"# {name}, at most {limit} s\n{shlex.join(argv)}" for name, limit, argv in checks()))
+        if o.dry_run:
+            return
+        raise UsageError("PyTorch finds no CUDA device here: none of the above was run; run it on a machine with a GPU")
+    if o.only:
+        torch.backends.cudnn.benchmark = True  # as in training
+        return print(json.dumps(MEASURED[o.only][1]()))
     os.makedirs(o.out, exist_ok=True)
+    end, failed = time.monotonic() + o.patience * SECONDS, []
     with open(os.path.join(o.out, "report.jsonl"), "w", encoding="utf-8") as report:
-        failed = [name for name, limit, argv in checks() if not run_check(name, limit, argv, o.out, report)]
+        for name, limit, argv in checks():
+            if not run_check(name, min(o.patience * limit, end - time.monotonic()), argv, o.out, report):
+                failed.append(name)
     if failed:
         raise RunError(f"{len(failed)} checks failed ({', '.join(failed)}): see {o.out}/NAME.log")
 
 
-def run_check(name: str, limit: int, argv: list[str], out: str, report) -> bool:
+def run_check(name: str, limit: float, argv: list[str], out: str, report) -> bool:
     """Run a check for at most `limit` seconds; its line goes to `report`. Whether it passed."""
-    started = time.monotonic()
-    path = os.path.join(out, f"{name}.log")
+    started, path = time.monotonic(), Path(out, f"{name}.log")
     with open(path, "w", encoding="utf-8") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code = subprocess.run(argv, stdout=log, stderr=subprocess.STDOUT, timeout=limit).returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
+        finally:  # with all that it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     line = {"check": name, "passed": code == 0, "exit_code": code, "seconds": round(time.monotonic() - started, 1),
             "device": torch.cuda.get_device_name(), "torch": torch.__version__, "command": shlex.join(argv)}
-    if code == 0 and name.startswith("step"):
-        line["measured"] = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[-1])
+    if code == 0 and name in MEASURED:
+        line["measured"] = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     print(json.dumps(line), file=report, flush=True)
     print(f"{'passed' if code == 0 else 'timed out' if code is None else 'failed'}  {name}, {line['seconds']} s",
           flush=True)
     return code == 0
-
-
-def time_steps(teacher: str, precision: str, way: str) -> dict[str, float]:
-    """Milliseconds of a step, by CUDA events over STEPS steps, and the peak of memory in MiB."""
-    from scripts.bench import Variant, our_steps
-
-    torch.backends.cudnn.benchmark = True
-    fast = precision == "fast"
-    variant = Variant("", teacher == "cached", fast, fast, captured=way == "captured")
-    options = argparse.Namespace(teacher="resnet32x4", student="resnet8x4", batch_size=64, classes=100)
-    steps = our_steps(variant, options, torch.device("cuda"))
-    for _ in range(WARM_UP):
-        next(steps)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(STEPS):
-        next(steps)
-    end.record()
-    torch.cuda.synchronize()
-    return {"ms_a_step": start.elapsed_time(end) / STEPS, "peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 
 if __name__ == "__main__":
