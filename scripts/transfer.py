@@ -30,16 +30,12 @@ from helper.cli import Parser
 from helper.device import open_device
 from helper.evaluation import predict
 from helper.meters import count_correct
-from helper.util.arguments import nonnegative_float, nonnegative_int, positive_float, positive_int
+from helper.util.arguments import nonnegative_float, positive_int
 from helper.util.errors import RunError, UsageError, guarded, printable
 from helper.util.progress import progress
-from helper.util.seeding import derive_seed
 from models.checkpoint import names_weights
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, load, load_data, say
 
-# SGD's learning rate is multiplied by 0.1 after each of these parts of the epochs.
-DECAYS = (0.6, 0.8)
-IMAGES_IN_A_STEP = 256
 # The mean and the standard deviation of images, each by channel.
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -59,9 +55,8 @@ def main():
     found = {
         "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": len(data.classes),
         "image_size": options.image_size, "width": layer.in_features, "train_images": len(data.train),
-        "test_images": len(data.test), "optimizer": options.optimizer, "epochs": options.epochs,
-        "weight_decay": options.weight_decay, "seed": options.seed, "train": measured(layer, *train),
-        "test": measured(layer, *test), "seconds": time.perf_counter() - started,
+        "test_images": len(data.test), "epochs": options.epochs, "weight_decay": options.weight_decay,
+        "train": measured(layer, *train), "test": measured(layer, *test), "seconds": time.perf_counter() - started,
         "versions": {"torch": torch.__version__},
     }
     give(options.json, found, line(found))
@@ -70,15 +65,10 @@ def main():
 def options_of(argv: list[str]) -> Namespace:
     parser = Parser(prog="transfer.py", description="A linear probe: how well a frozen network's features transfer.")
     add_flags(parser, "(required): where the features go", "32")
-    parser.add_argument("--optimizer", default="lbfgs", choices=("lbfgs", "sgd"),
-                        help="lbfgs: all images in each step, no random numbers; sgd: with momentum 0.9, in batches of "
-                             f"{IMAGES_IN_A_STEP}")
-    parser.add_argument("--epochs", type=positive_int, default=100, metavar="N", help="epochs; of lbfgs its iterations")
-    parser.add_argument("--learning_rate", type=positive_float, default=0.1, metavar="RATE",
-                        help="of sgd; multiplied by 0.1 after 60%% and 80%% of the epochs")
+    parser.add_argument("--epochs", type=positive_int, default=100, metavar="N",
+                        help="iterations of L-BFGS, each over all images")
     parser.add_argument("--weight_decay", type=nonnegative_float, default=1e-4, metavar="X",
                         help="on the layer's weights, not on its bias")
-    parser.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="of sgd's order of the images")
     add_json_flag(parser)
     options = parser.parse_args(argv)
     if options.dataset is None:
@@ -130,7 +120,8 @@ def normalisation(loaded: LoadedCheckpoint) -> Statistics:
 
 
 def fit(vectors: Tensor, labels: Tensor, classes: int, options: Namespace) -> nn.Linear:
-    """The linear layer, from vectors (N, width) to logits (N, classes), trained on the cross-entropy of labels (N,).
+    """The linear layer, from vectors (N, width) to logits (N, classes), trained on the cross-entropy of labels (N,) by
+    L-BFGS, without random numbers.
 
     It is trained on standardised vectors, and returned for the vectors as they are. Raises RunError where it diverges.
     """
@@ -138,50 +129,27 @@ def fit(vectors: Tensor, labels: Tensor, classes: int, options: Namespace) -> nn
     layer = nn.Linear(vectors.shape[1], classes, device=vectors.device)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    loss = (_lbfgs if options.optimizer == "lbfgs" else _sgd)(layer, (vectors - mean) / deviation, labels, options)
-    if not loss.isfinite():
-        raise RunError(f"the loss of the linear layer is not finite: give a --learning_rate below "
-                       f"{options.learning_rate:g}, or --optimizer lbfgs")
-    with torch.no_grad():
-        layer.weight /= deviation
-        layer.bias.sub_(layer.weight @ mean)
-    return layer
-
-
-def _lbfgs(layer, vectors, labels, options):
+    standard = (vectors - mean) / deviation
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=options.epochs, line_search_fn="strong_wolfe",
                                   tolerance_grad=1e-6, tolerance_change=1e-10)
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(layer(vectors), labels) + options.weight_decay / 2 * layer.weight.square().sum()
+        loss = F.cross_entropy(layer(standard), labels) + options.weight_decay / 2 * layer.weight.square().sum()
         loss.backward()
+        bar.update()
         return loss
 
     with progress("the linear layer", options.epochs * 5 // 4, unit=" evaluations of the loss", file=sys.stderr) as bar:
-        def counted():
-            bar.update()
-            return closure()
-
-        optimizer.step(counted)
-    return closure().detach()
-
-
-def _sgd(layer, vectors, labels, options):
-    optimizer = torch.optim.SGD([{"params": [layer.weight], "weight_decay": options.weight_decay},
-                                 {"params": [layer.bias]}], lr=options.learning_rate, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(part * options.epochs) for part in DECAYS])
-    generator = torch.Generator().manual_seed(derive_seed(options.seed, "transfer"))
-    with progress("the linear layer", options.epochs, unit=" epochs", file=sys.stderr) as bar:
-        for _ in range(options.epochs):
-            for index in torch.randperm(len(labels), generator=generator).to(labels.device).split(IMAGES_IN_A_STEP):
-                optimizer.zero_grad()
-                loss = F.cross_entropy(layer(vectors[index]), labels[index])
-                loss.backward()
-                optimizer.step()
-            scheduler.step()
-            bar.update()
-    return loss.detach()
+        optimizer.step(closure)
+        loss = closure()
+    if not loss.isfinite():
+        raise RunError("the loss of the linear layer is not finite: give another --weight_decay, or take another "
+                       "checkpoint")
+    with torch.no_grad():
+        layer.weight /= deviation
+        layer.bias.sub_(layer.weight @ mean)
+    return layer
 
 
 @torch.no_grad()
@@ -197,7 +165,7 @@ def line(found: dict) -> str:
     return (f"{printable(found['checkpoint'])} on {found['dataset']}: top-1 {found['test']['top1']:.2f}, top-5 "
             f"{found['test']['top5']:.2f} of {found['test_images']:,} test images (training images: top-1 "
             f"{found['train']['top1']:.2f}); {found['model']}, {found['width']} features at "
-            f"{found['image_size']}×{found['image_size']}, {found['optimizer']}")
+            f"{found['image_size']}×{found['image_size']}")
 
 
 if __name__ == "__main__":
