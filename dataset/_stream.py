@@ -182,9 +182,11 @@ def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[T
 
 
 def _loader(images, plan, batch_size, collate, pin=False):
-    batches = _Batches(plan, batch_size)
+    # Lists of (place, seed), the last one shorter.
+    batches = (list(zip(places.tolist(), seeds.tolist(), strict=True)) for places, seeds in
+               zip(*(part.split(batch_size) for part in plan), strict=True))
     # More processes than processors, or than batches, would only wait.
-    workers = min(images.files.workers, len(os.sched_getaffinity(0)), len(batches))
+    workers = min(images.files.workers, len(os.sched_getaffinity(0)), -(-len(plan[0]) // batch_size))
     # A generator of its own: the loader would draw from the one that dropout uses.
     return DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin,
                       generator=torch.Generator())
@@ -210,20 +212,6 @@ def _started(loader):
     finally:
         end()
         atexit.unregister(end)
-
-
-class _Batches:
-    """A plan's (place, seed) pairs in lists of `batch_size`, the last one shorter."""
-
-    def __init__(self, plan, batch_size):
-        self.plan, self.batch_size = plan, batch_size
-
-    def __iter__(self):
-        for places, seeds in zip(*(part.split(self.batch_size) for part in self.plan), strict=True):
-            yield list(zip(places.tolist(), seeds.tolist(), strict=True))
-
-    def __len__(self):
-        return -(-len(self.plan[0]) // self.batch_size)
 
 
 class _Images:

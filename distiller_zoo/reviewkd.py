@@ -76,7 +76,6 @@ class HCL(nn.Module):
 
 
 class KnowledgeReview(Method):
-    share: Tensor
     name = "reviewkd"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
     formula = "b · Σ_{stages, pooled} HCL(ABF(f_s), f_t), f_t before the stage's last ReLU"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo._base import Flag, Method, MethodError
+from distiller_zoo._layers import ConvRegressor
 from distiller_zoo._logits import log_softmax, log_softmax_without
 from helper.util.arguments import nonnegative_float, positive_float, positive_int
 
@@ -111,25 +112,6 @@ class WKDFeatureLoss(nn.Module):
         return cells.mean(4), (cells.var(4) + 1e-5).sqrt()
 
 
-class Projector(nn.Module):
-    """The student's map at the teacher's channels: a 1x1 convolution (4x4 of stride 2, transposed, from half the
-    height) or a bottleneck of 256 channels, then batch norm and ReLU."""
-
-    def __init__(self, channels: int, out: int, doubles: bool, bottleneck: bool):
-        super().__init__()
-        if doubles:
-            self.conv: nn.Module = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
-        elif bottleneck:
-            self.conv = nn.Sequential(nn.Conv2d(channels, 256, 1), nn.Conv2d(256, 256, 3, padding=1),
-                                      nn.Conv2d(256, out, 1))
-        else:
-            self.conv = nn.Conv2d(channels, out, 1)
-        self.bn = nn.BatchNorm2d(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-
 class Wasserstein(Method):
     name = "wkd"
     paper = ("Lv et al., Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation, "
@@ -205,6 +187,8 @@ def share_of(epoch: int, first: int, epochs: int) -> float:
 
 
 def _projector(setup, options):
+    """The student's last map at the teacher's channels: a 1x1 convolution (4x4 of stride 2, transposed, from half the
+    height) or a bottleneck of 256 channels, then batch norm and ReLU."""
     f_s, f_t = setup.student.stages[-1], setup.teacher.stages[-1]
     doubles = 2 * f_s.shape[2] == f_t.shape[2]
     if f_s.shape[2:] != f_t.shape[2:] and not doubles:
@@ -213,4 +197,8 @@ def _projector(setup, options):
     if f_t.shape[2] % options.wkd_grid or f_t.shape[2] == options.wkd_grid:
         raise MethodError(f"--wkd_grid {options.wkd_grid}: cells of the last map of {setup.teacher_name}, "
                           f"{f_t.shape[2]}×{f_t.shape[3]}, must be equal and larger than a pixel: give a smaller one")
-    return Projector(f_s.shape[1], f_t.shape[1], doubles, options.wkd_projector == "bottleneck")
+    if doubles or options.wkd_projector == "conv1x1":
+        return ConvRegressor(f_s.shape, f_t.shape, relu=True)
+    channels, out = f_s.shape[1], f_t.shape[1]
+    return nn.Sequential(nn.Conv2d(channels, 256, 1), nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, out, 1),
+                         nn.BatchNorm2d(out), nn.ReLU())

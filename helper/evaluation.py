@@ -125,12 +125,16 @@ def by_class(network: Classifier, test: EvalData, data: Data, precision: Precisi
     return {"by_class": rows, "shots": shots(top1, data.shots)}
 
 
+def shot_groups(train_images: Tensor) -> dict[str, Tensor]:
+    """{"many", "medium", "few": which classes, (C,) bool}; train_images: (C,) training images of each class."""
+    many, few = train_images > MANY, train_images < FEW
+    return {"many": many, "medium": ~(many | few), "few": few}
+
+
 def shots(top1: Tensor, train_images: Tensor) -> dict[str, dict]:
     """{"many", "medium", "few": {"classes": how many, "top1": mean of their accuracies}}, without empty groups.
 
     top1: (C,) accuracies in percent; train_images: (C,) training images of each class
     """
-    groups = {"many": train_images > MANY, "few": train_images < FEW}
-    groups["medium"] = ~(groups["many"] | groups["few"])
-    return {name: {"classes": int(groups[name].sum()), "top1": top1[groups[name]].mean().item()}
-            for name in ("many", "medium", "few") if groups[name].any()}
+    return {name: {"classes": int(group.sum()), "top1": top1[group].mean().item()}
+            for name, group in shot_groups(train_images).items() if group.any()}

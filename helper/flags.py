@@ -50,9 +50,7 @@ def method_name(text: str) -> str:
     if "ikd" in (method, term):
         base = method if method in METHODS else "kd"
         raise ArgumentTypeError(f"'{text}': IKD is a term beside any method: give --distill {base} --avg 6.5")
-    near = [method] if method in METHODS else difflib.get_close_matches(method, METHODS, 1)
-    raise ArgumentTypeError(f"there is no method '{text}'" + (f": did you mean {near[0]}?" if near else
-                                                              f": choose from {', '.join(METHODS)}"))
+    raise _unknown("method", text, method, METHODS)
 
 
 def dataset_name(text: str) -> str:
@@ -60,9 +58,13 @@ def dataset_name(text: str) -> str:
     if text in LOADERS:
         return text
     simple = text.lower().replace("-", "").replace("_", "")
-    near = [simple] if simple in LOADERS else difflib.get_close_matches(simple, LOADERS, 1, 0.9)
-    raise ArgumentTypeError(f"there is no data set '{text}'" + (f": did you mean {near[0]}?" if near else
-                                                                f": choose from {', '.join(LOADERS)}"))
+    raise _unknown("data set", text, simple, LOADERS, 0.9)
+
+
+def _unknown(what, text, simple, known, alike=0.6):
+    near = [simple] if simple in known else difflib.get_close_matches(simple, known, 1, alike)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+    return ArgumentTypeError(f"there is no {what} '{text}': {hint}")
 
 
 def add_method_flags(group, method) -> None:

@@ -22,9 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helper.util import start  # noqa: F401 (before PyTorch)
+import helper.util.start  # noqa: F401 (before PyTorch)
 
-# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -45,6 +44,7 @@ from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource
 from helper.util.arguments import positive_int
 from models import model_dict
 from models.precision import Precision
+from scripts.pages import markdown_table
 
 IMAGES = 1000
 DKD_IKD = ("--distill", "dkd", "--avg", "6.5", "--intra_T", "1")
@@ -303,29 +303,27 @@ def table(results, a, device) -> str:
     rates = {False: rate_of(device, torch.float32), True: rate_of(device, torch.bfloat16)}
     bandwidth = bandwidth_of(device)
     base = results[VARIANTS[0].name][0]
-    variants = variants_of(a)
-    rows = ["| step | ms a step | images/s | s an epoch of 50,000 | ratio | peak MiB | floor, ms |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for variant in variants:
+    rows = []
+    for variant in variants_of(a):
         seconds, peak = results[variant.name]
-        rows.append(f"| {variant.name} | {1000 * seconds:.1f} | {a.batch_size / seconds:,.0f} | "
-                    f"{50000 / a.batch_size * seconds:.1f} | {base / seconds:.2f} | {peak:,.0f} | "
-                    f"{1000 * floor_of(variant, a, rates, bandwidth):.1f} |")
-    rows.append("")
-    rows.append(f"Measured rates: {rates[False] / 1e9:,.0f} GFLOP/s in float32, {rates[True] / 1e9:,.0f} in bfloat16, "
-                f"{bandwidth / 1e9:.1f} GB/s. Peak memory is the "
-                + ("device's." if device.type == "cuda" else "whole process's, libraries included."))
-    return "\n".join(rows) + "\n"
+        rows.append((variant.name, f"{1000 * seconds:.1f}", f"{a.batch_size / seconds:,.0f}",
+                     f"{50000 / a.batch_size * seconds:.1f}", f"{base / seconds:.2f}", f"{peak:,.0f}",
+                     f"{1000 * floor_of(variant, a, rates, bandwidth):.1f}"))
+    head = ("step", "ms a step", "images/s", "s an epoch of 50,000", "ratio", "peak MiB", "floor, ms")
+    memory = "device's" if device.type == "cuda" else "whole process's, libraries included"
+    text = (f"Measured rates: {rates[False] / 1e9:,.0f} GFLOP/s in float32, {rates[True] / 1e9:,.0f} in bfloat16, "
+            f"{bandwidth / 1e9:.1f} GB/s. Peak memory is the {memory}.\n")
+    return f"{markdown_table(head, rows, numbers=True)}\n\n{text}"
 
 
 def growth(a) -> str:
     """How a cached float32 step grows with the classes and with the batch, in Markdown."""
-    rows = ["| classes | batch | ms a step | images/s |", "| ---: | ---: | ---: | ---: |"]
+    rows = []
     for classes, batch_size in ((100, 64), (1000, 64), (100, 16), (100, 256)):
         case = argparse.Namespace(**vars(a) | {"classes": classes, "batch_size": batch_size})
         ((seconds, _),) = compare([CACHED], case).values()
-        rows.append(f"| {classes} | {batch_size} | {1000 * seconds:.1f} | {batch_size / seconds:,.0f} |")
-    return "\n".join(rows) + "\n"
+        rows.append((classes, batch_size, f"{1000 * seconds:.1f}", f"{batch_size / seconds:,.0f}"))
+    return markdown_table(("classes", "batch", "ms a step", "images/s"), rows, numbers=True) + "\n"
 
 
 def epochs_table(results, a) -> str:
@@ -337,14 +335,15 @@ def epochs_table(results, a) -> str:
     cached = results[CACHED.name][0]
     live, published = results[VARIANTS[1].name][0], results[VARIANTS[0].name][0]
     teacher, views = live - cached, len(views_of(True))
-    rows = ["| epochs | published style | live teacher | growing cache, first run | growing cache, later runs of the "
-            "trial | complete cache, with its build |", "| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    rows = []
     for epochs in (20, 60, 240):
         seen = views * (1 - (1 - 1 / views) ** epochs)
         cells = [published * epochs * 50000 / a.batch_size / 3600, hours(epochs, epochs), hours(seen, epochs),
                  hours(0, epochs), hours(views, epochs)]
-        rows.append(f"| {epochs} | " + " | ".join(f"{x:.1f} h" for x in cells) + " |")
-    return "\n".join(rows) + "\n"
+        rows.append((epochs, *(f"{x:.1f} h" for x in cells)))
+    head = ("epochs", "published style", "live teacher", "growing cache, first run",
+            "growing cache, later runs of the trial", "complete cache, with its build")
+    return markdown_table(head, rows, numbers=True) + "\n"
 
 
 def profile(a, device) -> str:
@@ -364,10 +363,10 @@ def profile(a, device) -> str:
         total = sum(spent for spent, _, _ in operators)
         if total == 0:
             return f"The profiler sees no time of the {kind} here (PyTorch reads it through CUPTI).\n"
-        rows = [f"| {variant.name}: operator | calls a step | ms a step | share |", "| --- | ---: | ---: | ---: |"]
-        rows += [f"| `{key}` | {count / 5:g} | {spent / 5000:.1f} | {100 * spent / total:.1f}% |"
-                 for spent, key, count in sorted(operators, reverse=True)[:10]]
-        tables.append("\n".join(rows) + "\n")
+        rows = [(f"`{key}`", f"{count / 5:g}", f"{spent / 5000:.1f}", f"{100 * spent / total:.1f}%")
+                for spent, key, count in sorted(operators, reverse=True)[:10]]
+        head = (f"{variant.name}: operator", "calls a step", "ms a step", "share")
+        tables.append(markdown_table(head, rows, numbers=True) + "\n")
     return "\n".join(tables)
 
 

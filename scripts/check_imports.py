@@ -4,6 +4,7 @@ python scripts/check_imports.py
 """
 import argparse
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -12,16 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["helper.util", "dataset", "models", "distiller_zoo", "helper.meters", "helper.evaluation", "helper.teacher",
          "helper.record", "helper", "scripts.tables", "scripts.analysis", "scripts", "train_student", "train_teacher"]
 # Rooms that stand beside each other, and whose files do not see the other's.
-APART = [("helper.teacher", "helper.record"), ("scripts.tables", "scripts.analysis"),
-         ("train_student", "train_teacher"), ("scripts", "train_student"), ("scripts", "train_teacher")]
+APART = [{"helper.teacher", "helper.record"}, {"scripts.tables", "scripts.analysis"},
+         {"train_student", "train_teacher"}, {"scripts", "train_student"}, {"scripts", "train_teacher"}]
 # What the packages of scripts share.
-SHARED = {"scripts.pages": "scripts.tables", "scripts.children": "scripts.tables"}
+SHARED = {"scripts.pages": "scripts.tables"}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args()
-    imports = {name: imported(path, names) for names in [modules()] for name, path in names.items()}
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    names = modules()
+    imports = {name: imported(path, names) for name, path in names.items()}
     faults = [*upwards(imports), *circles(imports)]
     print("\n".join(faults) or f"{len(imports)} modules, no import upwards, no circle")
     sys.exit(1 if faults else 0)
@@ -29,12 +30,10 @@ def main():
 
 def modules() -> dict[str, Path]:
     """Every module of the repository but the tests, by its dotted name."""
-    found = {}
-    for path in [*ROOT.glob("*.py"), *(p for room in ("dataset", "models", "distiller_zoo", "helper", "scripts")
-                                       for p in (ROOT / room).rglob("*.py"))]:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    paths = [*ROOT.glob("*.py"), *(path for room in ("dataset", "models", "distiller_zoo", "helper", "scripts")
+                                   for path in (ROOT / room).rglob("*.py"))]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
 
 
 def imported(path: Path, names: dict[str, Path]) -> set[str]:
@@ -71,21 +70,18 @@ def upwards(imports: dict[str, set[str]]) -> list[str]:
             here, there = room_of(name), room_of(other)
             if here is None or there is None or here == there:
                 continue
-            if ROOMS.index(there) > ROOMS.index(here) or (here, there) in APART or (there, here) in APART:
+            if ROOMS.index(there) > ROOMS.index(here) or {here, there} in APART:
                 faults.append(f"{name} imports {other}, from {here} to {there}")
     return faults
 
 
 def circles(imports: dict[str, set[str]]) -> list[str]:
-    """A line for each set of modules that import each other."""
-    left = {name: others - {name} for name, others in imports.items()}
-    # What imports nothing that is left, and what nothing that is left imports, is in no circle.
-    while True:
-        ends = {name for name, others in left.items() if not others & left.keys()}
-        ends |= left.keys() - {other for others in left.values() for other in others}
-        if not ends:
-            return [f"circle: {', '.join(sorted(left))}"] if left else []
-        left = {name: others for name, others in left.items() if name not in ends}
+    """A line for a circle of modules that import each other, if there is one."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return [f"circle: {', '.join(sorted(set(error.args[1])))}"]
+    return []
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from helper.cli import Parser, defaults_of
 from helper.record.published import SCHEDULES, SOURCES, WEIGHTS
 from helper.util.errors import RunError, guarded
 from helper.util.files import write_bytes
+from scripts.pages import markdown_table
 from scripts.tables.presets import FLAGS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -46,33 +47,30 @@ def with_table(text: str, table: str) -> str:
 
 def methods() -> str:
     """A row for each method, in Markdown."""
-    rows = ["| `--distill` | paper | loss | reads of the teacher | defaults | in the published IKD code |",
-            "| --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for method in METHODS.values():
         flags = ", ".join(f"`{flag.name} {flag.default}`" for flag in method.flags)
-        defaults = f"{defaults_of(method)}" + (f"; {flags}" if flags else "")
         # abound and fsp read nothing after their first stage, which reads feature maps.
         reads = ", ".join(sorted(method.reads)) or "feature maps, in its first stage"
-        formula = method.formula.replace("|", "\\|")
-        rows.append(f"| {method.name} | {method.paper} | {formula} | {reads} | {defaults} | "
-                    f"{'yes' if method.in_published_code else 'no: later'} |")
-    return "\n".join(rows) + "\n"
+        rows.append((method.name, method.paper, method.formula.replace("|", "\\|"), reads,
+                     defaults_of(method) + (f"; {flags}" if flags else ""),
+                     "yes" if method.in_published_code else "no: later"))
+    return markdown_table(("`--distill`", "paper", "loss", "reads of the teacher", "defaults",
+                           "in the published IKD code"), rows) + "\n"
 
 
 def recipes() -> str:
     """The schedules, the methods' weights and their sources, in Markdown."""
-    rows = ["| `--recipe` | sets | source |", "| --- | --- | --- |"]
-    for recipe, settings in SCHEDULES.items():
-        rows.append(f"| {recipe} | {_flags(settings)} | {settings['source']} |")
-    rows += ["", "| `--recipe` | `--distill` | pair | sets | source |", "| --- | --- | --- | --- | --- |"]
-    for recipe, known in WEIGHTS.items():
-        for name, row in known.items():
-            rows += [f"| {recipe} | {row.get('distill', name)} | {pair.replace('->', ' → ')} | "
-                     f"{_flags(row['set'] | values)} | {row['source']} |"
-                     for pair, values in row.get("pairs", {"any": {}}).items()]
-    used = dict.fromkeys([row["source"] for row in SCHEDULES.values()]
-                         + [row["source"] for known in WEIGHTS.values() for row in known.values()])
-    return "\n".join([*rows, "", *(f"- {key}: {SOURCES[key]['what']}." for key in used)]) + "\n"
+    schedules = [(recipe, _flags(settings), settings["source"]) for recipe, settings in SCHEDULES.items()]
+    weights = [(recipe, row.get("distill", name), pair.replace("->", " → "), _flags(row["set"] | values), row["source"])
+               for recipe, known in WEIGHTS.items() for name, row in known.items()
+               for pair, values in row.get("pairs", {"any": {}}).items()]
+    sources = dict.fromkeys([row["source"] for row in SCHEDULES.values()]
+                            + [row["source"] for known in WEIGHTS.values() for row in known.values()])
+    return "\n".join([
+        markdown_table(("`--recipe`", "sets", "source"), schedules), "",
+        markdown_table(("`--recipe`", "`--distill`", "pair", "sets", "source"), weights), "",
+        *(f"- {key}: {SOURCES[key]['what']}." for key in sources)]) + "\n"
 
 
 def _flags(settings):

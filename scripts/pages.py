@@ -1,6 +1,7 @@
 """HTML pages from the templates of scripts/templates/ (Jinja2): each is one file that loads no other."""
 import base64
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -31,6 +32,12 @@ def prose(text: str) -> Markup:
 def markdown(text: str) -> str:
     """A text in one line of Markdown, in a table too, without HTML of its own."""
     return str(escape(printable(text))).replace("|", "\\|").replace("&#39;", "'").replace("&#34;", '"')
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence], numbers: bool = False) -> str:
+    """A table in Markdown, without a line's end; numbers: whether all columns but the first are set to the right."""
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, rule, *rows))
 
 
 def _png(image: bytes) -> str:

@@ -36,9 +36,6 @@ from helper.util.progress import progress
 from models.checkpoint import names_weights
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, add_json_flag, give, load, load_data, say
 
-# The mean and the standard deviation of images, each by channel.
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
-
 
 def main():
     options = options_of(sys.argv[1:])
@@ -76,16 +73,11 @@ def options_of(argv: list[str]) -> Namespace:
     return options
 
 
-class Prepared:
-    """A test set (dataset.EvalData) whose images have the size and the normalisation that the network knows.
+class Resized:
+    """A test set (dataset.EvalData) whose images are brought to one height and width."""
 
-    own: what the images of `test` are normalised by; known: what those of the network's training were
-    """
-
-    def __init__(self, test: EvalData, own: Statistics, known: Statistics, size: int):
-        self.test, self.size, self.labels = test, size, test.labels
-        self.own, self.known = ([torch.tensor(x, device=test.labels.device).view(3, 1, 1) for x in statistics]
-                                for statistics in (own, known))
+    def __init__(self, test: EvalData, size: int):
+        self.test, self.size, self.labels = test, (size, size), test.labels
 
     def __len__(self) -> int:
         return len(self.test)
@@ -93,9 +85,8 @@ class Prepared:
     def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of a part of the samples, in order."""
         for images, labels in self.test.batches(batch_size, part):
-            images = (images * self.own[1] + self.own[0] - self.known[0]) / self.known[1]
-            if images.shape[2:] != (self.size, self.size):
-                images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+            if images.shape[2:] != self.size:
+                images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
             yield images, labels
 
 
@@ -104,14 +95,15 @@ def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: t
 
     Raises UsageError for a network that has no such vectors.
     """
-    found = predict(loaded.network, Prepared(data.test_images(device), (data.mean, data.std), normalisation(loaded),
-                                             options.image_size), options.batch_size)
+    mean, std = normalisation(loaded)
+    test = dataclasses.replace(data, mean=mean, std=std).test_images(device)
+    found = predict(loaded.network, Resized(test, options.image_size), options.batch_size)
     if found.pooled is None:
         raise UsageError(f"{loaded.network.name} has no vector that a linear classifier reads: choose another network")
     return found.pooled.to(device), found.labels.to(device)
 
 
-def normalisation(loaded: LoadedCheckpoint) -> Statistics:
+def normalisation(loaded: LoadedCheckpoint) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """(mean, std) by channel of the images that the network was trained on: its run's, else CIFAR-100's; ImageNet's for
     a library's weights."""
     name = "imagenet" if names_weights(loaded.path) else loaded.settings.get("dataset", "cifar100")

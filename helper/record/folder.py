@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from typing import Any
 
 from helper.util.errors import RunError, UsageError
 from helper.util.files import Damaged, lock_folder, read_torch, remove_partials, write_bytes, write_json, write_torch
@@ -44,23 +45,17 @@ class RunFolder:
         """As read_json, of what write_torch wrote; every byte is checked against the file's checksums."""
         return self._read(name, read_torch)
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file whole. Raises OSError, RunError where the folder is no longer this process's."""
-        self._check_lock()
-        write_bytes(self / name, content)
+    def write(self, name: str, content: Any) -> None:
+        """Write a file whole: an object as .json, tensors and plain data as .pth, else bytes.
 
-    def write_json(self, name: str, content: dict) -> None:
-        """As write_bytes."""
+        Raises OSError, RunError where the folder is no longer this process's.
+        """
         self._check_lock()
-        write_json(self / name, content)
-
-    def write_torch(self, name: str, content: dict) -> None:
-        """As write_bytes."""
-        self._check_lock()
-        write_torch(self / name, content)
+        how = {".json": write_json, ".pth": write_torch}.get(os.path.splitext(name)[1], write_bytes)
+        how(self / name, content)
 
     def remove(self, name: str) -> None:
-        """Remove a file. Raises as write_bytes."""
+        """Remove a file. Raises as write."""
         self._check_lock()
         os.remove(self / name)
 

@@ -22,11 +22,9 @@ def weights(recipe: str | None, method: str, path_t: str | None, student: str) -
 
     path_t: the teacher's file, or a name such as torchvision:resnet34
     """
-    row = published.WEIGHTS.get(recipe, {}).get(method, {})
-    if recipe is None or path_t is None or not row:
+    if recipe is None or path_t is None:
         return {}
-    pair = f"{name_in_path(path_t)}->{student}" if "pairs" in row else None
-    return published.weights(recipe, method, pair) or {}
+    return published.weights(recipe, method, f"{name_in_path(path_t)}->{student}") or {}
 
 
 def note(options) -> str | None:

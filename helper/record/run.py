@@ -1,4 +1,5 @@
 """A run's record: what it writes while it trains, and where it continues from."""
+import copy
 import json
 import math
 import os
@@ -170,7 +171,7 @@ class RunRecord(Record):
             print(f"{name:<10}{fact}", flush=True)
         for note in notes:
             print(note, flush=True)
-        self.folder.write_json("args.json", {
+        self.folder.write("args.json", {
             "settings": vars(self.options), "decisions": decisions, "facts": facts,
             "command": shlex.join(["python", *sys.argv]), "host": socket.gethostname(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -191,7 +192,7 @@ class RunRecord(Record):
             "last": {"epoch": last["epoch"], "top1": last["test_top1"], "top5": last["test_top5"]}, "best": self.best,
             "seconds": round(sum(line["seconds"] for line in self.lines), 1), **facts,
         }
-        self.folder.write_json("result.json", self.result)
+        self.folder.write("result.json", self.result)
         self.folder.remove(STATE)
         self._print_result(self.result, "")
 
@@ -242,7 +243,7 @@ class RunRecord(Record):
 
     def _checkpoint(self, name, phase, epoch, accuracy):
         """A checkpoint of the network alone: plain data, read by load_model."""
-        self.folder.write_torch(name, {
+        self.folder.write(name, {
             "model": phase.student.state_dict(), "epoch": epoch, "accuracy": accuracy,
             "optimizer": phase.optimizer.state_dict(), "model_name": self.model_name, "num_classes": self.num_classes,
         })
@@ -256,17 +257,17 @@ class RunRecord(Record):
         if epoch == phase.epochs or (time.monotonic() - self.saved_at) * self.SAVE_SHARE >= self.save_seconds:
             self._write_state()
         else:
-            self.unwritten = _copied(self.unwritten)
+            self.unwritten = copy.deepcopy(self.unwritten)
 
     def _write_state(self):
         if self.unwritten is not None:
             started = time.monotonic()
-            self.folder.write_torch(STATE, self.unwritten)
+            self.folder.write(STATE, self.unwritten)
             self.unwritten, self.saved_at = None, time.monotonic()
             self.save_seconds = self.saved_at - started
 
     def _write_log(self):
-        self.folder.write_bytes("log.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        self.folder.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def _read_earlier(self, options, decisions) -> Earlier:
         folder, result = self.folder, self.folder.read_json("result.json")
@@ -317,16 +318,6 @@ def open_record(options: Namespace, folders: tuple[str, str], name: str, network
     record = own[0] if own else Record(options, found)
     record.listen()
     return record
-
-
-def _copied(state):
-    if isinstance(state, torch.Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_copied(value) for value in state]
-    return state
 
 
 def _commit():

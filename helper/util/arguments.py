@@ -24,26 +24,22 @@ up_to_one = _number(float, "a number above 0 and up to 1", lambda v: 0 < v <= 1)
 unit_float = _number(float, "a number from 0 to below 1", lambda v: 0 <= v < 1)
 
 
-def epoch_list(text: str) -> list[int]:
-    """'150,180,210' -> [150, 180, 210]; an empty text is an empty list."""
-    try:
-        epochs = [int(part) for part in text.split(",")] if text.strip() else []
-    except ValueError:
-        epochs = [0]
-    if any(e < 1 for e in epochs) or epochs != sorted(set(epochs)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of increasing epochs, such as 150,180,210")
-    return epochs
+def _increasing(kind, example, least):
+    def parse(text):
+        try:
+            numbers = [int(part) for part in text.split(",")] if text.strip() else []
+        except ValueError:
+            numbers = [0]
+        if len(numbers) < least or any(n < 1 for n in numbers) or numbers != sorted(set(numbers)):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a list of increasing {kind}, such as {example}")
+        return numbers
+
+    return parse
 
 
-def size_list(text: str) -> list[int]:
-    """'1,2,4' -> [1, 2, 4]."""
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = [0]
-    if any(size < 1 for size in sizes) or sizes != sorted(set(sizes)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of increasing sizes, such as 1,2,4")
-    return sizes
+# '1,2,4' -> [1, 2, 4]; without epochs an empty text.
+epoch_list = _increasing("epochs", "150,180,210", least=0)
+size_list = _increasing("sizes", "1,2,4", least=1)
 
 
 def trial_name(text: str) -> str:

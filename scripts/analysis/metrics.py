@@ -47,22 +47,13 @@ def numbered(superclasses: tuple[str, ...]) -> tuple[list[str], Tensor]:
     return names, torch.tensor([names.index(name) for name in superclasses])
 
 
-class SuperclassAccuracy(NamedTuple):
-    """In percent, both over the images of a superclass, each (S,) float64.
-
-    exact: the predicted class is the label; within: it is any class of the label's superclass
-    """
-
-    exact: Tensor
-    within: Tensor
-
-
-def superclass_accuracy(logits: Tensor, labels: Tensor, superclass: Tensor) -> SuperclassAccuracy:
-    """superclass (C,) int64: of each class the number of its superclass, in [0, S)."""
+def superclass_accuracy(logits: Tensor, labels: Tensor, superclass: Tensor) -> tuple[Tensor, Tensor]:
+    """(exact, within), in percent over the images of each superclass, (S,) float64: the predicted class is the label;
+    it is any class of the label's superclass. superclass (C,) int64: of each class the number of its own, in [0, S)."""
     predicted, number = logits.argmax(1), int(superclass.max()) + 1
     of_image = superclass[labels]
-    return SuperclassAccuracy(*(100 * class_means(right, of_image, number) for right in (
-        predicted == labels, superclass[predicted] == of_image)))
+    return (100 * class_means(predicted == labels, of_image, number),
+            100 * class_means(superclass[predicted] == of_image, of_image, number))
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:

@@ -19,7 +19,7 @@ import torch
 from distiller_zoo.ikd import IKD, IKDLoss
 from helper import build, cli
 from helper.device import open_device
-from helper.evaluation import FEW, MANY, class_accuracies, shots
+from helper.evaluation import class_accuracies, shot_groups, shots
 from helper.meters import Meters
 from helper.schedule import schedule
 from helper.step import Phase, sgd, train_step
@@ -60,12 +60,6 @@ def class_means(logits, labels):
     return sums / counts[:, None], sums / counts
 
 
-def groups(counts):
-    """{name: (C,) bool} of all, many-, medium- and few-shot classes."""
-    many, few = counts > MANY, counts < FEW
-    return {"all": counts > 0, "many": many, "medium": ~(many | few), "few": few}
-
-
 def compare(logits, labels):
     """Print, by group of classes: the means' relative error, whose largest entry is their class's, the IKD loss."""
     right, published = class_means(logits, labels)
@@ -76,7 +70,8 @@ def compare(logits, labels):
     print(f"{'classes':<12}{'relative error of the means':>30}{'largest logit is its class':>30}"
           f"{'IKD loss of the teacher itself':>34}")
     print(f"{'':<12}{'median':>15}{'largest':>15}{'right':>15}{'published':>15}{'right':>17}{'published':>17}")
-    for name, group in groups(torch.bincount(labels, minlength=len(right))).items():
+    counts = torch.bincount(labels, minlength=len(right))
+    for name, group in ({"all": counts > 0} | shot_groups(counts)).items():
         samples = group[labels]
         print(f"{name + f' ({group.sum()})':<12}{error[group].median():>15.2f}{error[group].max():>15.2f}"
               + "".join(f"{named[group].sum():>15}" for named in correct)

@@ -24,10 +24,10 @@ from distiller_zoo import (
     normalise_logits,
     wasserstein,
 )
+from distiller_zoo._layers import ConvRegressor
 from distiller_zoo._logits import log_softmax, standardise
 from distiller_zoo.ctkd import strength_of
 from distiller_zoo.reviewkd import ABF
-from distiller_zoo.wkd import Projector
 from tests.golden import cases, recipe
 from tests.golden.cases import LATER, A, check_later
 
@@ -149,7 +149,7 @@ def test_wkds_distance_over_all_classes(logits):
 def test_wkds_loss_on_features(case, stage, ratio, grid):
     shapes = [((16, 8, 16, 16), (16, 16, 16, 16)), ((16, 16, 8, 8), (16, 24, 8, 8))][stage]
     f_s, f_t = A(f"a/fs{stage}", shapes[0]).requires_grad_(), A(f"a/ft{stage}", shapes[1])
-    projector = Projector(f_s.shape[1], f_t.shape[1], False, False)
+    projector = ConvRegressor(f_s.shape, f_t.shape, relu=True)
     state = {key: value for key, value in projector.state_dict().items() if "running" not in key and "num" not in key}
     filled = recipe.fill({f"a/wkdf/{key}": value for key, value in state.items()})
     projector.load_state_dict({key.removeprefix("a/wkdf/"): value for key, value in filled.items()}, strict=False)

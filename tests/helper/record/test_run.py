@@ -21,17 +21,17 @@ FLAGS = ("--dataset", "digits", "--imbalance", 0.02, "--batch_size", 64, "--warm
 def test_a_folder_whose_lock_is_removed_or_replaced_is_no_longer_written(tmp_path):
     """Otherwise a second process trains there meanwhile: settings of one run, results of another."""
     folder = RunFolder(str(tmp_path / "run"))
-    folder.write_json("args.json", {"settings": {}})
+    folder.write("args.json", {"settings": {}})
     os.remove(folder / ".lock")
     second = RunFolder(str(tmp_path / "run"))
-    for write in (lambda: folder.write_json("args.json", {"mine": 1}), lambda: folder.write_bytes("log.jsonl", b""),
-                  lambda: folder.write_torch("resume.pth", {}), lambda: folder.remove("args.json")):
+    for write in (lambda: folder.write("args.json", {"mine": 1}), lambda: folder.write("log.jsonl", b""),
+                  lambda: folder.write("resume.pth", {}), lambda: folder.remove("args.json")):
         with pytest.raises(RunError, match=r"\.lock was removed or replaced"):
             write()
     assert second.read_json("args.json") == {"settings": {}}
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(RunError, match=r"\.lock was removed"):
-        second.write_json("args.json", {})
+        second.write("args.json", {})
 
 
 @pytest.mark.parametrize("name", ["resume.pth", "args.json"])
@@ -47,7 +47,7 @@ def test_damaged_but_readable_files_are_named(name, content, tmp_path):
 def test_every_flipped_bit_of_a_state_is_noticed(tmp_path):
     folder = RunFolder(str(tmp_path))
     state = {"student": torch.arange(64.0), "epoch": 3}
-    folder.write_torch("resume.pth", state)
+    folder.write("resume.pth", state)
     whole = (tmp_path / "resume.pth").read_bytes()
     start = whole.index(torch.arange(64.0).numpy().tobytes())
     for byte in range(start, start + 256, 17):
@@ -63,7 +63,7 @@ def unfinished(tmp_path, decisions):
     options, _ = parse_student(["--path_t", "t.pth", "--save_dir", str(tmp_path)])
     record = RunRecord(options, ("runs", "scalars"), "name", model_dict["resnet8"](num_classes=10), 10, decisions)
     record.start({}, decisions, [])
-    record.folder.write_torch("resume.pth", {"phase": "train", "epoch": 1, "done": []})
+    record.folder.write("resume.pth", {"phase": "train", "epoch": 1, "done": []})
     record.folder.lock.close()
     return record.folder
 
