@@ -156,7 +156,7 @@ class Method(Term):
                 raise MethodError(f"{self.name} reads {' and '.join(missing)} of both networks, and {network} does not "
                                   "offer that: take another network, or a method that reads logits alone, such as "
                                   "kd or dkd")
-        self.active = self.in_main and options.beta != 0
+        self.active = self.in_main and (options.beta != 0 or (options.alpha != 0 and not self.alpha_adds_kd))
 
     @classmethod
     def resolve(cls, options: Namespace) -> None:

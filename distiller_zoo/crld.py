@@ -55,7 +55,6 @@ class CrossView(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.active = options.alpha != 0 or options.beta != 0
         self.loss = CRLDLoss(options.beta, options.alpha, options.kd_T, options.crld_weak, options.crld_strong)
 
     def forward(self, student, teacher, batch):

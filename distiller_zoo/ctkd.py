@@ -77,7 +77,6 @@ class CurriculumTemperature(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         self.weight, self.epochs = options.alpha, options.ctkd_epochs
-        self.active = self.weight != 0
         self.loss = CTKDLoss(options.ctkd_start, options.ctkd_range)
 
     def start_epoch(self, epoch, generator):

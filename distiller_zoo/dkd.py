@@ -46,7 +46,6 @@ class DecoupledKD(Method):
     def __init__(self, setup, options):
         super().__init__(setup, options)
         self.tckd, self.nckd, self.temperature = options.alpha, options.beta, options.kd_T
-        self.active = self.tckd != 0 or self.nckd != 0
         self.prepare, self.loss = preparation(setup, options), DKD()
 
     def forward(self, student, teacher, batch):

@@ -62,7 +62,6 @@ class KD(Method):
         if options.second_view == "on":
             self.reads = self.reads | {"strong"}
         self.weight = options.alpha
-        self.active = self.weight != 0
         self.prepare, self.loss = preparation(setup, options), DistillKL(options.kd_T)
 
     def forward(self, student, teacher, batch):

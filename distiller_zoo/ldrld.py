@@ -65,7 +65,6 @@ class LocalRelations(Method):
         if not 2 <= options.ldrld_k < setup.num_classes:
             raise MethodError(f"--ldrld_k {options.ldrld_k}: of {setup.num_classes} classes, give 2 to "
                               f"{setup.num_classes - 1}")
-        self.active = options.alpha != 0 or options.beta != 0
         self.loss = LDRLDLoss(options.alpha, options.beta, options.kd_T, options.ldrld_k)
 
     def forward(self, student, teacher, batch):

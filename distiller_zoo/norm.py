@@ -53,7 +53,6 @@ class Norm(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.active = options.alpha != 0 or options.beta != 0
         f_s, f_t = setup.student.stages[-1], setup.teacher.stages[-1]
         if f_t.shape[2] < f_s.shape[2]:
             raise MethodError(f"norm: the last map of {setup.teacher_name} is smaller than that of "

@@ -52,7 +52,6 @@ class RefinedLogits(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.active = options.alpha != 0 or options.beta != 0
         self.prepare = preparation(setup, options)
         self.loss = RLDLoss(options.alpha, options.beta, options.kd_T, options.rld_tau)
 

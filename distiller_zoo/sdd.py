@@ -83,7 +83,7 @@ class ScaleDecoupled(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.active, self.sizes = options.alpha != 0 or options.beta != 0, options.sdd_M
+        self.sizes = options.sdd_M
         for network, outputs in ((setup.student_name, setup.student), (setup.teacher_name, setup.teacher)):
             if min(outputs.cam.shape[2:]) < self.sizes[-1]:
                 raise MethodError(f"--sdd_M {','.join(map(str, self.sizes))}: the last map of {network} is "

@@ -45,7 +45,7 @@ class WTTM(Method):
 
     def __init__(self, setup, options):
         super().__init__(setup, options)
-        self.power, self.weight = options.alpha, options.beta
+        self.power, self.weight, self.active = options.alpha, options.beta, options.beta != 0
         self.loss = WTTMLoss()
 
     def forward(self, student, teacher, batch):

@@ -104,7 +104,11 @@ def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
     if options.path_t is None:
         raise UsageError("--path_t is missing: give a teacher's checkpoint, such as "
                          "./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth")
-    given = _given(argv, method)
+    # Without defaults: what the command line itself gives.
+    parser._defaults.clear()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(argv)).keys()
     unread = [name for name in ignored if hasattr(options, name[2:])]
     for name in unread:
         delattr(options, name[2:])
@@ -159,15 +163,6 @@ def _student_parser(method):
 
 def _without_help(argv):
     return [word for word in argv if word not in ("-h", "--help")]
-
-
-def _given(argv, method):
-    """The names of the options that the command line itself gives."""
-    parser = _student_parser(method)
-    flags.add_ignored_flags(parser, method)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    return vars(parser.parse_args(argv)).keys()
 
 
 def _with_config(argv):

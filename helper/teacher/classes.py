@@ -1,5 +1,4 @@
 """What a method wants to know of how a teacher sees the classes: a matrix, computed once and kept."""
-import contextlib
 import os
 from collections.abc import Callable
 
@@ -9,9 +8,9 @@ from torch import Tensor
 from dataset import Data
 from dataset.views import OFFSETS, PADDING
 from distiller_zoo import MethodError
+from helper.teacher.kept import kept
 from helper.teacher.keys import arithmetic, fingerprint, key_of
-from helper.util import distributed
-from helper.util.files import Damaged, open_regular, read_torch, write_torch
+from helper.util.files import open_regular, read_torch, write_torch
 from helper.util.progress import progress
 from models import Classifier
 
@@ -35,21 +34,15 @@ def class_matrix(name: str, compute: Callable[[Tensor, Tensor, int], Tensor], te
     key = fingerprint(key_of(teacher, data, "float32", f"{arithmetic(device)} on {device.type}"), data.train.labels)
     path = os.path.join(folder, "classes", f"{teacher.name}_{data.name}_{key[:16]}_{name}.pth")
 
-    def held():
-        # Not there yet, or damaged.
-        with contextlib.suppress(OSError, Damaged), open_regular(path) as file:
+    def read(path):
+        with open_regular(path) as file:
             found = read_torch(file)
-            return found if isinstance(found, Tensor) and found.shape == (len(data.classes),) * 2 else None
+        if not isinstance(found, Tensor) or found.shape != (len(data.classes),) * 2:
+            raise ValueError("not a matrix of these classes")
+        return found
 
-    matrix = distributed.broadcast_from_rank0(held)
-    if matrix is None:
-        matrix = compute(_pooled(teacher, data, device), data.train.labels, len(data.classes)).cpu()
-        # Kept to save time: where it cannot be, the next run computes it again.
-        with contextlib.suppress(OSError):
-            if distributed.rank() == 0:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                write_torch(path, matrix)
-    return matrix
+    return kept(path, lambda: compute(_pooled(teacher, data, device), data.train.labels, len(data.classes)).cpu(), read,
+                write_torch)
 
 
 @torch.inference_mode()

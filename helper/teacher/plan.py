@@ -1,5 +1,4 @@
 """Where a run's teacher outputs come from: the live teacher, a complete cache, or one that grows."""
-import contextlib
 import json
 import os
 import time
@@ -13,6 +12,7 @@ import torch
 from dataset import Batch, Data, EvalData, Split, TrainData, TrainViews
 from helper.evaluation import Evaluation, evaluate
 from helper.teacher.cache import FIELDS, Cache, size
+from helper.teacher.kept import kept
 from helper.teacher.keys import arithmetic, fingerprint
 from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource, WithStrongView
 from helper.util import distributed
@@ -254,20 +254,12 @@ def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalData, pre
                       precision, arithmetic(device), device.type, torch.__version__)
     path = os.path.join(folder, "accuracy", f"{teacher.name}_{data.name}_{key[:16]}.json")
 
-    def held():
-        # Not there yet, or damaged.
-        with contextlib.suppress(OSError, ValueError, TypeError), open(path, encoding="utf-8") as file:
+    def read(path):
+        with open(path, encoding="utf-8") as file:
             return Evaluation(**json.load(file))
 
-    accuracy = distributed.broadcast_from_rank0(held)
-    if accuracy is None:
-        accuracy = evaluate(teacher, test, precision, what="the teacher's test accuracy")
-        # Kept to save time: where it cannot be, the next run measures it again.
-        with contextlib.suppress(OSError):
-            if distributed.rank() == 0:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                write_json(path, accuracy._asdict())
-    return accuracy
+    return kept(path, lambda: evaluate(teacher, test, precision, what="the teacher's test accuracy"), read,
+                lambda path, accuracy: write_json(path, accuracy._asdict()))
 
 
 def batches_ahead(views: TrainData, source: TeacherSource, reads: frozenset[str], batch_size: int) -> int:
