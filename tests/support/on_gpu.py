@@ -9,10 +9,10 @@ import dataset
 from helper import build
 from helper.cli import student_options
 from helper.meters import Meters
+from helper.record.run import Earlier, Record
 from helper.step import choose_step
-from helper.teacher.loader import DistillLoader
-from helper.teacher.plan import TeacherPlan
-from helper.teacher.source import CachedTeacher
+from helper.teacher.cache import Cache
+from helper.teacher.plan import TeacherPlan, build_batch
 from models import build as build_network
 
 # What cuBLAS needs to repeat itself; it reads this when it is first used.
@@ -34,7 +34,7 @@ def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=Non
               batch_size=16):
     """A run's phases, as train_student.py makes them, of a teacher with random weights.
 
-    captured: False leaves out what `--cuda_graph` decides; cached: a table of the teacher's outputs on the device
+    captured: False leaves out what `--cuda_graph` decides; cached: from a teacher cache of float32
     """
     torch.manual_seed(0)
     data = data or few_digits()
@@ -44,13 +44,11 @@ def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=Non
     network = build_network(teacher, len(data.classes)).requires_grad_(False)
     trainee = build.make_student(options, data, network, device)
     views = data.train_views(device, "strong" in trainee.objective.reads)
-    teaching = TeacherPlan(network, trainee.objective.reads, "live", None, {}, batch_size, trainee.precision)
-    for phase in build.student_phases(options, trainee, network, teaching, views, record=None):
-        if cached and phase.name == "train":
-            table = torch.randn(len(views), 81, len(data.classes), generator=torch.Generator().manual_seed(0))
-            source = CachedTeacher({"logits": table.to(device)}, views.flip)
-            phase.loader = DistillLoader(views, source, batch_size, deferred=trainee.captured)
-        yield phase
+    reads, classes = trainee.objective.reads, len(data.classes)
+    cache = Cache(CACHE.name, network, data, "float32", device, {"logits": classes}) if cached else None
+    teaching = TeacherPlan(network, reads, "complete" if cached else "live", cache, {},
+                           build_batch(data, device, batch_size), trainee.precision)
+    return build.student_phases(options, trainee, network, teaching, views, Record(options, Earlier()))
 
 
 def train(phases, step_of=choose_step, watched=False):
