@@ -149,7 +149,7 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help=f"(default {LEARNING_RATE}; {MOBILE_LEARNING_RATE} for {', '.join(MOBILE_NETWORKS)})")
     group.add_argument("--lr_decay_epochs", type=epoch_list, default="150,180,210", metavar="LIST",
                        help="the learning rate decays after these epochs")
-    group.add_argument("--lr_decay_rate", type=positive_float, default=0.1, metavar="X",
+    group.add_argument("--lr_decay_rate", type=up_to_one, default=0.1, metavar="X",
                        help="factor of the learning rate at a decay")
     group.add_argument("--warm_up", "--wram_up", type=nonnegative_int, default=warmup, metavar="N",
                        help="epoch e < N runs at e/N of the learning rate")

@@ -2,6 +2,9 @@
 import argparse
 import math
 
+# Counts fit any tensor's size; squares and products of numbers fit float32.
+MOST, LARGEST = 2**32 - 1, 1e15
+
 
 def _number(convert, kind, holds):
     def parse(text):
@@ -11,6 +14,8 @@ def _number(convert, kind, holds):
             value = math.nan
         if not holds(value):
             raise argparse.ArgumentTypeError(f"'{text}' is not {kind}")
+        if value > (MOST if convert is int else LARGEST) or 0 < value < 1 / LARGEST:
+            raise argparse.ArgumentTypeError(f"'{text}' is too {'large' if value > 1 else 'small'} a number")
         return value
 
     return parse

@@ -20,12 +20,13 @@ def start(argv: Sequence[str | os.PathLike], prepare: Callable[[], object] = lam
 
     def before():
         prepare()
-        _end_with(parent)
+        end_with(parent)
 
     return subprocess.Popen(argv, preexec_fn=before, **options)
 
 
-def _end_with(parent):
+def end_with(parent: int) -> None:
+    """From here on this process gets SIGTERM when `parent`, which has started it, ends."""
     if sys.platform == "linux":  # elsewhere a killed parent leaves its children running
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; kept by exec
         if os.getppid() != parent:  # it ended before the call
@@ -33,5 +34,5 @@ def _end_with(parent):
 
 
 if __name__ == "__main__":
-    _end_with(os.getppid())
+    end_with(os.getppid())
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from helper.util import children
+
 # Steps from one question of all to all, whether one was asked to stop, to the next.
 ASK_EVERY = 10
 
@@ -44,6 +46,8 @@ def init(device: torch.device) -> None:
     """Create the process group. From here on only rank 0 prints."""
     if launched_world_size() == 1 or dist.is_initialized():
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun would leave its processes training
+        children.end_with(os.getppid())
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)

@@ -22,7 +22,7 @@ def write_hparams(rows: list[Row]) -> None:
             if not folder.is_dir():  # the scalars were deleted: nothing to stand beside
                 continue
             for before in folder.glob(f"*{SUFFIX}"):
-                before.unlink()
+                before.unlink(missing_ok=True)  # another command may report on the same runs
             metrics = {f"result/{name}_top1": record.final[name]["top1"] for name in ("last", "best")}
             experiment, start, end = hparams(_settings(record), metrics)
             held = HParamsPluginData.FromString(start.value[0].metadata.plugin_data.content)

@@ -2,6 +2,9 @@
 import pytest
 import torch
 
+from distiller_zoo import METHODS
+from helper import cli
+from helper.util import arguments
 from models import model_dict
 from tests.support import scripts
 
@@ -62,6 +65,7 @@ STUDENT = [
     ("stray", "stray is not understood"),
     ("--kd_T 0", "'0' is not a number above 0"),
     ("--intra_T -1", "'-1' is not a number above 0"),
+    ("--kd_T 1e300", "'1e300' is too large a number"),
     ("--kd_T nan", "'nan' is not a number above 0"),
     ("-r -1", "'-1' is not a number of 0 or more"),
     ("-a -0.5", "'-0.5' is not a number of 0 or more"),
@@ -86,15 +90,17 @@ STUDENT = [
 ]
 BOTH = [
     ("--epochs 0", "'0' is not an integer of 1 or more"),
+    pytest.param("--epochs " + 400 * "9", "9' is too large a number", id="epochs without end"),
     ("--epochs 2.5", "'2.5' is not an integer of 1 or more"),
     ("--epochs", "expected one argument"),
     ("--batch_size 0", "'0' is not an integer of 1 or more"),
     ("--learning_rate 0", "'0' is not a number above 0"),
+    ("--learning_rate 1e308", "'1e308' is too large a number"),
     ("--learning_rate fast", "'fast' is not a number above 0"),
     ("--lr_decay_epochs 150,x", "'150,x' is not a list of increasing epochs, such as 150,180,210"),
     ("--lr_decay_epochs 180,150", "is not a list of increasing epochs"),
     ("--lr_decay_epochs 0,3", "is not a list of increasing epochs"),
-    ("--lr_decay_rate -1", "'-1' is not a number above 0"),
+    ("--lr_decay_rate -1", "'-1' is not a number above 0 and up to 1"),
     ("--wram_up -1", "'-1' is not an integer of 0 or more"),
     ("--momentum 1", "'1' is not a number from 0 to below 1"),
     ("--weight_decay -1", "'-1' is not a number of 0 or more"),
@@ -142,3 +148,18 @@ def test_a_missing_teacher_is_asked_for(tmp_path):
 def test_the_good_command_is_taken(files, tmp_path):
     scripts.succeed("train_student.py", "--path_t", files / "resnet8_vanilla/good.pth", "--dataset", "digits",
                     "--epochs", 1, "--batch_size", 256, "--save_dir", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_largest_and_smallest_numbers_train_or_end_with_one_line(method, files, tmp_path):
+    flags = ["--path_t", files / "resnet8_vanilla/good.pth", "--dataset", "digits", "--imbalance", 0.005, "--distill",
+             method, "--epochs", 2, "--warm_up", 0, "--lr_decay_epochs", 1, "--init_epochs", 1, "--avg", 1]
+    for action in cli._student_parser(METHODS[method])._actions:
+        if action.type in (arguments.positive_float, arguments.nonnegative_float, arguments.up_to_one):
+            for number in (1e-15, 1e15):
+                process = scripts.run("train_student.py", *flags, action.option_strings[0], number, "--save_dir",
+                                      tmp_path / f"{action.dest}{number}")
+                ended = process.returncode, process.stderr
+                assert "Traceback" not in process.stdout and ended[1].count("\n") == (ended[0] != 0), (action, ended)
+                assert ended[0] in (0, 1, 2) and ended[1].startswith("error: " if ended[0] else ""), (action, ended)

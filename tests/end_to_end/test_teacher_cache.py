@@ -1,10 +1,8 @@
 """What training with the teacher cache gives: whole runs of train_student.py."""
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +14,7 @@ from helper.record.run import RunRecord
 from helper.teacher import cache as cache_module
 from helper.util.errors import Interrupted, UsageError
 from helper.util.seeding import derive_seed
+from tests.support import mounts
 from tests.support.teacher_cache import make_data, make_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,28 +146,10 @@ def test_auto_uses_what_is_there_but_a_run_keeps_its_choice(runs, monkeypatch):
     assert args["facts"]["cache"].startswith("complete (float16, ")
 
 
-@contextlib.contextmanager
-def read_only(folder):
-    """Nothing in `folder` can be written, by root neither."""
-    if os.geteuid() != 0:
-        os.chmod(folder, 0o500)
-    elif subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode != 0:
-        pytest.skip("root may not mount here")
-    else:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        if os.geteuid() != 0:
-            os.chmod(folder, 0o700)
-        else:
-            subprocess.run(["umount", folder], check=True)
-
-
 def test_a_complete_cache_is_used_where_it_cannot_be_written_and_another_is_not(runs, capsys):
     folder = str(runs.root / "shared")
     state, _, _ = runs("built", "--teacher_cache", folder, epochs=1)
-    with read_only(folder):
+    with mounts.read_only(folder):
         again, _, args = runs("read", "--teacher_cache", folder, epochs=1)
         assert args["facts"]["cache"].startswith("complete (")
         assert all(torch.equal(again[key], value) for key, value in state.items())
@@ -177,3 +158,16 @@ def test_a_complete_cache_is_used_where_it_cannot_be_written_and_another_is_not(
         assert "is not complete and cannot be written" in args["facts"]["cache"]
         with pytest.raises(UsageError, match=r"cannot write to .* --cache_dir"):
             runs("refused2", "--teacher_cache", folder, "--cache_dtype", "float32")
+
+
+def test_without_a_cache_its_folder_need_not_be_written(runs):
+    """Not even for the teacher's accuracy, which is kept there."""
+    folder, file = runs.root / "empty", runs.root / "file"
+    folder.mkdir()
+    file.touch()
+    state, _, _ = runs("beside", "--teacher_cache", "off", "--cache_dir", str(runs.root / "writable"), epochs=1)
+    states = [runs("none", "--teacher_cache", "off", "--cache_dir", str(file / "cache"), epochs=1)[0]]
+    with mounts.read_only(folder):
+        states.append(runs("off", "--teacher_cache", "off", "--cache_dir", str(folder), epochs=1)[0])
+        assert os.listdir(folder) == []
+    assert all(torch.equal(value, other[key]) for other in states for key, value in state.items())

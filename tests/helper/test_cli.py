@@ -1,7 +1,8 @@
 """The command line: what it takes, freezes, warns of and suggests."""
 import pytest
 
-from helper.cli import parse_student, parse_teacher, student_options
+from distiller_zoo import METHODS
+from helper.cli import _student_parser, parse_student, parse_teacher, student_options
 from helper.util.errors import UsageError
 
 
@@ -16,6 +17,19 @@ def test_parsing_opens_no_file(tmp_path):
     options = student_options(["--recipe", "cifar100", "--distill", "dkd", "--model_s", "resnet20", "--path_t",
                                str(tmp_path / "resnet56_vanilla/ckpt_epoch_240.pth")])
     assert (options.beta, options.kd_T) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_that_no_run_can_work_with_are_refused(method):
+    """Every number of either script, temperatures, rates, decays, weights and counts."""
+    given = {"--path_t": "t", "--distill": method}
+    numbers = [action.option_strings[0] for action in _student_parser(METHODS[method])._actions
+               if getattr(action.type, "__qualname__", "").startswith("_number")]
+    assert {"-r", "--learning_rate", "--weight_decay", "--epochs"} < set(numbers)
+    for flag in numbers:
+        for number in ("1e308", "1e-308", "1" + 400 * "0"):
+            with pytest.raises(UsageError, match=r"is too (large|small) a number|is not (a number|an integer)"):
+                parse_student([word for pair in (given | {flag: number}).items() for word in pair])
 
 
 @pytest.mark.parametrize("flags, says", [

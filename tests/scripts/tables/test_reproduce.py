@@ -1,6 +1,8 @@
 """reproduce.py as a command: what it refuses, and a table from its runs to its report."""
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,9 @@ import pytest
 from helper.record.naming import scalars_folder
 from helper.record.records import read_records
 from scripts.tables.plan import plan
+from scripts.tables.runner import held
 from tests.support import scripts
-from tests.support.tables import GOOD, flat, options_of, reproduce
+from tests.support.tables import GOOD, flat, options_of, reproduce, wait_for
 
 
 def test_a_tables_script_takes_overrides():
@@ -99,3 +102,29 @@ def test_a_table_of_the_digits_from_one_command(teachers, tmp_path):
     other = scripts.run("scripts/reproduce.py", *flags, "--epochs", 2)
     assert other.returncode == 2 and other.stderr.count("\n") == 1
     assert "holds a run with other settings (--epochs 1 there, 2 now" in other.stderr
+
+
+def test_two_commands_at_once_make_one_table(teachers, tmp_path):
+    """Each run is trained once, by one of them, and both report on all."""
+    flags = (*flat(GOOD | {"--teachers": teachers, "--methods": "ce,kd"}), "--epochs", 1, "--jobs", 1, "--flags",
+             "--batch_size 256 --imbalance 0.05", "--save_dir", tmp_path)
+    both = [scripts.Process("scripts/reproduce.py", *flags) for _ in range(2)]
+    for process in both:
+        assert process.wait() == 0, process.stdout + process.stderr
+        assert process.stderr == "" and "2 of 2 runs are done" in process.stdout
+    logs = [path.read_text() for path in (tmp_path / "logs").iterdir()]
+    assert len(logs) == 2 and all(log.count("train 1/1") == 1 for log in logs)
+    assert json.loads((tmp_path / "report" / "table.json").read_text())["runs"]
+    assert "| kd | 1 |" in (tmp_path / "report" / "report.md").read_text()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_runs_of_a_killed_table_end_with_it(teachers, tmp_path):
+    table = scripts.Process("scripts/reproduce.py", *flat(GOOD | {"--teachers": teachers}), "--epochs", 60, "--jobs", 1,
+                            "--flags", "--batch_size 256 --imbalance 0.05", "--save_dir", tmp_path)
+    runs = tmp_path / "student_model"
+    wait_for(lambda: list(runs.glob("*/resume.pth")), 200)
+    table.signal(signal.SIGKILL)
+    assert table.wait() == -signal.SIGKILL
+    wait_for(lambda: not held(str(scripts.only(runs))))
+    assert "stopped by SIGTERM; the same command continues" in scripts.only(tmp_path / "logs").read_text()
