@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -187,6 +188,12 @@ def _loader(images, plan, batch_size, collate, pin=False):
                zip(*(part.split(batch_size) for part in plan), strict=True))
     # More processes than processors, or than batches, would only wait.
     workers = min(images.files.workers, len(os.sched_getaffinity(0)), -(-len(plan[0]) // batch_size))
+    if workers > 0:
+        try:
+            multiprocessing.Lock()  # as the DataLoader does, which shows a traceback where it cannot
+        except OSError as error:
+            raise DataError(f"/dev/shm: {error.strerror}, and processes that read images share memory there: give "
+                            "--num_workers 0") from None
     # A generator of its own: the loader would draw from the one that dropout uses.
     return DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin,
                       generator=torch.Generator())
