@@ -3,6 +3,7 @@
 python scripts/bench.py                       # resnet32x4 -> resnet8x4, dkd+IKD, batches of 64
 python scripts/bench.py --write               # and put the tables into docs/performance.md
 python scripts/bench.py --compile             # with a row for --compile, which takes minutes to compile
+python scripts/bench.py --methods all --write # each method's step beside kd's, for docs/methods.md
 
 Images and weights are random, so nothing has to be there. Every variant lives in a process of its own, and
 they take turns, a few steps each, so that a drift of the machine's speed meets all alike; the figure
@@ -10,6 +11,7 @@ of a variant is the median of its turns. The floor is counted: multiplications a
 networks, and bytes of weights and images, over the matrix rate and the bandwidth measured in the same run.
 """
 import argparse
+import math
 import multiprocessing
 import os
 import resource
@@ -17,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -36,19 +38,27 @@ from helper.cli import Parser, student_options
 from helper.device import describe
 from helper.meters import Meters
 from helper.objective import student_objective
+from helper.record import published
 from helper.schedule import schedule
-from helper.step import Phase, choose_step, sgd
+from helper.step import Phase, choose_step, make_optimizer
 from helper.teacher.loader import DistillLoader
-from helper.teacher.plan import batches_ahead
-from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource
+from helper.teacher.plan import LIVE, batches_ahead, unstored
+from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource, WithStrongView
 from helper.util.arguments import positive_int
+from helper.util.errors import guarded
+from helper.util.nested import tensors
 from models import model_dict
 from models.precision import Precision
 from scripts.pages import markdown_table
+from scripts.tables.presets import FLAGS, weights
 
 IMAGES = 1000
 DKD_IKD = ("--distill", "dkd", "--avg", "6.5", "--intra_T", "1")
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
+# How many images the terms that know all of the training set take it to have, as CIFAR-100.
+SAMPLES = 50_000
+# How many steps an epoch has where methods are compared.
+EPOCH = 4
 BEGIN, END = "<!-- made by scripts/bench.py -->\n", "<!-- end -->\n"
 
 
@@ -103,19 +113,24 @@ def our_phase(variant: Variant, a, device: torch.device, images: int = IMAGES, l
     data = random_data(a.classes, images)
     student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
     options = student_options(["--path_t", "none", "--model_s", a.student, *loss])
-    setup = make_setup(student, teacher, data)
+    setup = replace(make_setup(student, teacher, data, lambda name, compute: 1 - torch.eye(a.classes)),
+                    labels=torch.arange(SAMPLES) % a.classes)
     objective = student_objective(METHODS[options.distill](setup, options), setup, options).to(device)
     precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
     precision.prepare(student.to(device)).train()
-    if variant.cached:
-        table = torch.randn(images, len(views_of(True)), a.classes, dtype=torch.float16, device=device)
-        source: TeacherSource = CachedTeacher({"logits": table}, flip=True)
-    else:
-        source = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads, precision)
-    views = dataset.TrainViews(data, device)
+    reads = objective.reads - LIVE if variant.cached and not unstored(objective.reads) else frozenset()
+    live = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads - reads, precision)
+    source: TeacherSource = live
+    if reads:
+        tables = {name: torch.randn(images, len(views_of(True)), getattr(setup.teacher, name).shape[1],
+                                    dtype=torch.float16, device=device) for name in reads}
+        cached = CachedTeacher(tables, flip=True)
+        source = WithStrongView(cached, live) if objective.reads & LIVE else cached
+    views = dataset.TrainViews(data, device, "strong" in objective.reads)
     loader = DistillLoader(views, source, a.batch_size, batches_ahead(views, source, objective.reads, a.batch_size),
                            deferred=variant.captured and source.gathers_on(device))
-    return Phase("train", student, loader, objective, sgd(student.parameters(), options), schedule(options), 1,
+    trained = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
+    return Phase("train", student, loader, objective, make_optimizer(trained, options), schedule(options), 1,
                  (0, "1"), precision=precision, captured=variant.captured)
 
 
@@ -258,6 +273,59 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
     return {v.name: (statistics.median(turns[v.name]), peaks[v.name]) for v in variants}
 
 
+def methods_table(a, device) -> str:
+    """What a step of each method takes beside one of kd, in Markdown: all take turns in this process."""
+    variants = [name for name, row in published.WEIGHTS[published.DATASET].items() if "distill" in row]
+    specs = [*METHODS, *variants, "kd+IKD"] if a.methods == "all" else a.methods.split(",")
+    steps, memory = {}, {}
+    for spec in dict.fromkeys(["kd", *specs]):
+        loss = [x for name, value in weights(spec, f"{a.teacher}->{a.student}").items()
+                for x in (FLAGS.get(name, f"--{name}"), value if isinstance(value, str) else f"{value:g}")]
+        for cached in (False, True):
+            phase = our_phase(Variant("", cached), a, device, EPOCH * a.batch_size, loss)
+            if not (cached and unstored(phase.objective.reads)):
+                steps[spec, cached] = steps_of_phase(phase, a.batch_size)
+                memory[spec, cached] = held(phase) / 2**20
+    turns: dict[tuple, list[float]] = {key: [] for key in steps}
+    for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
+        for key, stream in steps.items():
+            synchronize(device)
+            clock = time.process_time if device.type == "cpu" else time.perf_counter
+            started, number = clock(), a.steps if turn >= 0 else EPOCH + 1
+            for _ in range(number):
+                next(stream)
+            synchronize(device)
+            turns[key] += [(clock() - started) / number] * (turn >= 0)
+    head, rows = ("", "ms a step", "× kd", "with the teacher cache, ms", "× kd", "MiB more than kd"), []
+    for spec in specs:
+        cells = [spec]
+        for cached in (False, True):
+            base, own = (statistics.median(turns.get((name, cached), [math.nan])) for name in ("kd", spec))
+            cells += [f"{1000 * own:.0f}", f"{own / base:.2f}"] if (spec, cached) in turns else ["–", "–"]
+        rows.append([*cells, f"{memory[spec, False] - memory['kd', False]:.1f}"])
+    kind = "the processor's time" if device.type == "cpu" else "time"
+    return (f"{markdown_table(head, rows, numbers=True)}\n\nMedians of {a.turns} turns of {a.steps} steps, {kind}. "
+            "Memory: what a step keeps for its backward pass, the teacher's outputs, the loss's own parameters and "
+            "buffers.\n")
+
+
+def held(phase: Phase) -> int:
+    """The bytes that a step holds when its forward pass is over, without the optimizer's."""
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # itself, it would hold the graph that holds it
+
+    phase.start_epoch(1)
+    batch, teacher = next(phase.batches(1))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = phase.forward(batch, teacher)
+    for tensor in tensors([teacher, *phase.objective.parameters(), *phase.objective.buffers(), outputs[0]]):
+        keep(tensor)
+    return sum(storages.values())
+
+
 def rate_of(device, dtype) -> float:
     """FLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
@@ -380,21 +448,29 @@ def main():
     parser.add_argument("--steps", type=positive_int, default=4, metavar="N", help="steps in a turn (default 4)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action="store_true", help="also time --compile")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--methods", metavar="NAMES", help="compare these methods instead: all, or names as "
+                        "reproduce.py has them, separated by commas")
+    parser.add_argument("--write", action="store_true",
+                        help="put the tables into docs/performance.md, those of --methods into docs/methods.md")
     a = parser.parse_args()
     device = torch.device(a.device)
     command = " ".join(["python", "scripts/bench.py", *(arg for arg in sys.argv[1:] if arg != "--write")])
-    results = compare(variants_of(a), a)
-    text = (f"`{command}` on {describe(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}; "
-            f"{a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n{table(results, a, device)}\n"
-            f"How a cached float32 step grows:\n\n{growth(a)}\n"
-            f"Whole runs in float32, computed from the first table:\n\n{epochs_table(results, a)}\n"
-            f"Where the time goes, before and after:\n\n{profile(a, device)}")
+    head = f"`{command}` on {describe(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    if a.methods:
+        text = f"{head}; {a.teacher}→{a.student}, batches of {a.batch_size}:\n\n{methods_table(a, device)}"
+    else:
+        results = compare(variants_of(a), a)
+        text = (f"{head}; {a.teacher}→{a.student}, dkd+IKD, batches of {a.batch_size}:\n\n"
+                f"{table(results, a, device)}\n"
+                f"How a cached float32 step grows:\n\n{growth(a)}\n"
+                f"Whole runs in float32, computed from the first table:\n\n{epochs_table(results, a)}\n"
+                f"Where the time goes, before and after:\n\n{profile(a, device)}")
     print(text)
     if a.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        page = DOCS / ("methods.md" if a.methods else "performance.md")
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(before + BEGIN + text + END + rest.split(END, 1)[1])
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -6,10 +6,10 @@ from dataset import Batch
 from distiller_zoo import METHODS, Setup
 from helper import cli
 from helper.objective import Objective, student_objective
-from helper.step import sgd
+from helper.step import set_learning_rate, sgd
 from models import model_dict
 
-CLASSES, BATCH, STEPS, SAMPLES = 10, 8, 30, 40
+CLASSES, BATCH, STEPS, SAMPLES = 10, 4, 30, 40
 SMALL = {"crd": ["--nce_k", "32"], "crld": ["--crld_weak", "0"], "wkd": ["--wkd", "lf"]}
 
 
@@ -35,9 +35,10 @@ def batches():
         yield Batch(images, index % CLASSES, index, None, strong=strong)
 
 
-def train(objective, trained, student, teacher, options):
+def train(objective, trained, student, teacher, options, rate=None):
     """STEPS steps; every loss and every trained parameter is looked at."""
     optimizer = sgd(trained, options)
+    set_learning_rate(optimizer, rate or options.learning_rate)
     student.train()
     objective.train()
     objective.start_epoch(2, torch.Generator().manual_seed(0))
@@ -72,7 +73,8 @@ def test_thirty_steps_stay_finite(name, network):
     if stage is not None:
         trained = [p for module in stage.modules for p in module.requires_grad_(True).parameters()]
         trained += list(student.feature_parameters()) if stage.trains_features else []
-        train(Objective({stage.name: stage.term}), trained, student, teacher, options)
+        train(Objective({stage.name: stage.term}), trained, student, teacher, options,
+              stage.learning_rate(network, options.learning_rate))
         for module in stage.modules:
             module.requires_grad_(False)
     objective = student_objective(method, setup, options)

@@ -1,0 +1,27 @@
+"""scripts/bench.py: what it says of methods beside kd."""
+import re
+
+from tests.support import scripts
+
+SMALL = ("--teacher", "resnet14", "--student", "resnet8", "--batch_size", 8, "--classes", 10, "--turns", 1,
+         "--steps", 1)
+
+
+def test_methods_are_compared_with_kd_live_and_where_a_cache_can_hold_what_they_read():
+    names = ["kd", "similarity", "crld", "fsp", "wkd-f", "kd+dot", "crd"]
+    shown = scripts.succeed("scripts/bench.py", "--methods", ",".join(names), "--device", "cpu", *SMALL).stdout
+    cells = {row[0]: row[1:] for row in (re.split(r" *\| *", line)[1:-1] for line in shown.splitlines())
+             if row and row[0] in names}
+    assert list(cells) == names
+    assert cells["kd"][1::2] == ["1.00", "1.00"] and float(cells["kd"][4]) == 0
+    assert {name for name in names if cells[name][2] == "–"} == {"similarity", "wkd-f"}
+    memory = {name: float(row[4]) for name, row in cells.items()}
+    # A second pass of the student, and two banks of 50,000 vectors of 128.
+    assert memory["crld"] > 1 and 48 < memory["crd"] < 55 and memory["kd+dot"] == 0
+    assert float(cells["crld"][1]) > 1.3
+    assert "--methods kd,similarity" in shown and "resnet14→resnet8, batches of 8" in shown
+
+
+def test_another_method_is_refused():
+    refused = scripts.run("scripts/bench.py", "--methods", "nothing", *SMALL)
+    assert refused.returncode == 2 and "'nothing' is not a method" in refused.stderr
