@@ -24,7 +24,7 @@ cache gives a run of batches that all have this size bit-identical results. They
 depend on the batch's size from 13 images up, which covers the last, smaller batch of CIFAR-100 at 64 (16 images);
 shorter ones may differ in the last bits of float32. A float16 cache rounds each value to 11 significant bits, which
 changes KD's gradient at T=4 by less than a thousandth. Short runs stay within 1% (see the tests); over long ones
-training amplifies any rounding, and six epochs of digits part as far for float16 as for logits times 1 + 1e-6.
+training amplifies any rounding, and six epochs of digits diverge as far for float16 as for logits times 1 + 1e-6.
 """
 import contextlib
 import fcntl

@@ -89,7 +89,7 @@ def train(method, take_by, epochs=3, ahead=1, cached=False):
     objective = Objective({stage.name: stage.term}) if stage else student_objective(built, setup, options)
     trained = [*student.feature_parameters(), *built.parameters()] if stage else [
         *student.parameters(), *objective.parameters()]
-    # The fused kernel takes its rate from a tensor, as the one of CUDA does.
+    # The fused kernel takes its learning rate from a tensor, as the one of CUDA does.
     optimizer = torch.optim.SGD([p.requires_grad_() for p in trained], lr=0.01, momentum=0.9, fused=True)
     views = data.train_views(CPU, "strong" in objective.reads)
     source = LiveTeacher(teacher, objective.reads)

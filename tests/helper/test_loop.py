@@ -100,7 +100,7 @@ def test_streams_of_neighbours_are_unrelated_and_stable():
 
 
 def test_sgd_has_momentum_and_decays_every_parameter():
-    """v = μ·v + (g + λ·p), p = p − rate·v; for batch norm and biases too."""
+    """v = μ·v + (g + λ·p), p = p − learning_rate·v; for batch norm and biases too."""
     network = model_dict["resnet8"](num_classes=10)
     options = student_options(["--path_t", "t"])
     optimizer = sgd(network.parameters(), options)

@@ -94,7 +94,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_network_itself(name):
     frozen = bf16.frozen(network, images[:1])
     with torch.no_grad():
         exact = FLOAT32.outputs(network, images, fields)
-        plain, ours = (list(tensors(bf16.outputs(net, images, fields))) for net in (network, frozen))
+        plain, ours = (list(tensors(bf16.outputs(model, images, fields))) for model in (network, frozen))
     assert {module.weight.dtype for module in frozen.modules() if isinstance(module, nn.Conv2d)} == {torch.bfloat16}
     assert all(value.dtype == torch.float32 for value in ours)
     assert any(not torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
