@@ -10,7 +10,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +35,8 @@ from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, check_class
 from scripts.pages import render
 
 if TYPE_CHECKING:  # plots needs matplotlib, and most errors are found without it
+    from matplotlib.figure import Figure
+
     from scripts.analysis.plots import Layout, Look
 
 TSNE_CLASSES, TSNE_IMAGES, TSNE_SEED = 10, 100, 0
@@ -61,11 +62,12 @@ def main():
         f"{out}")
     networks = {role: measured(labels[role], role, checkpoint, predict(checkpoint.network, test, options.batch_size))
                 for role, checkpoint in loaded.items()}
+    from scripts.analysis.plots import png
     runs, pictures = runs_of(networks), {}
     drawings = drawings_of(networks, data, runs)
     with progress("pictures", len(drawings), file=sys.stderr) as bar:
-        for name, draw in drawings.items():
-            pictures[name] = draw()
+        for name, (draw, *arguments) in drawings.items():
+            pictures[name] = png(draw, *arguments)
             write_bytes(os.path.join(out, f"{name}.png"), pictures[name])
             bar.update()
     report = os.path.join(out, "report.html")
@@ -171,35 +173,30 @@ def settings_of(record: Record) -> dict:
     return {key: value for key, value in record.settings.items() if key not in RESUME_IGNORED_OPTIONS | {"trial"}}
 
 
-def drawings_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]") -> dict[str, Callable[[], bytes]]:
-    """What draws each picture that there is data for, by its file's name, in the page's order."""
+def drawings_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]") -> dict[str, tuple]:
+    """What draws each picture that there is data for, and of what, by its file's name, in the page's order."""
     from scripts.analysis import plots
-    from scripts.analysis.plots import png
     layout = plots.layout_of(data.classes, data.superclasses)
     student, teacher, against = networks["student"], networks.get("teacher"), networks.get("against")
     everyone, students = list(networks.values()), [network for network in (against, student) if network]
-    drawings = {}
-
+    drawings: dict[str, tuple] = {}
     if student.look in runs:
-        drawings["curves"] = lambda: png(
-            plots.curves, list(runs.items()), teacher and (teacher.look, teacher.summary.top1))
-    drawings["class_means"] = lambda: png(
-        plots.class_means, [(m.look, class_mean_logits(m)) for m in (teacher, student) if m], layout)
-    drawings["spread"] = lambda: png(
-        plots.spread_by_class, [(m.look, m.spread) for m in everyone], layout.part(SPREAD_CLASSES))
+        drawings["curves"] = plots.curves, list(runs.items()), teacher and (teacher.look, teacher.summary.top1)
+    means = [(m.look, class_mean_logits(m)) for m in (teacher, student) if m]
+    drawings["class_means"] = plots.class_means, means, layout
+    spreads = [(m.look, m.spread) for m in everyone]
+    drawings["spread"] = plots.spread_by_class, spreads, layout.part(SPREAD_CLASSES)
     if base := against or teacher:
-        drawings["spread_change"] = lambda: png(
+        drawings["spread_change"] = (
             plots.spread_scatter, (base.look, [base.spread, base.kl]), (student.look, [student.spread, student.kl]),
             ["spread $S_c$", "divergence $D_c$, nats"])
     if all(m.predictions.pooled is not None for m in everyone):
-        drawings["tsne"] = lambda: tsne_picture(everyone, layout.part(TSNE_CLASSES))
+        drawings["tsne"] = tsne_picture, everyone, layout.part(TSNE_CLASSES)
     if teacher:
-        matrices = {m.look: metrics.logit_correlation(m.predictions.logits) for m in everyone}
-        drawings["correlations"] = lambda: png(
-            plots.correlations, (teacher.look, matrices[teacher.look]), [(m.look, matrices[m.look]) for m in students],
-            layout)
-    drawings["reliability"] = lambda: png(plots.reliability, [
-        (m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone])
+        matrices = [(m.look, metrics.logit_correlation(m.predictions.logits)) for m in (teacher, *students)]
+        drawings["correlations"] = plots.correlations, matrices[0], matrices[1:], layout
+    drawings["reliability"] = plots.reliability, [
+        (m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone]
     return drawings
 
 
@@ -216,7 +213,7 @@ def class_mean_logits(network: Measured) -> Tensor:
     return metrics.class_means(logits, network.predictions.labels, logits.shape[1])
 
 
-def tsne_picture(networks: list[Measured], layout: "Layout") -> bytes:
+def tsne_picture(networks: list[Measured], layout: "Layout") -> "Figure":
     """The first TSNE_IMAGES test images of each of the layout's classes."""
     from sklearn.manifold import TSNE
 
@@ -229,7 +226,7 @@ def tsne_picture(networks: list[Measured], layout: "Layout") -> bytes:
         assert pooled is not None  # see drawings_of
         tsne = TSNE(random_state=TSNE_SEED, init="pca", perplexity=min(30, (len(index) - 1) / 3))
         points.append((look, tsne.fit_transform(pooled[index].numpy())))
-    return plots.png(plots.tsne, points, which, layout.names)
+    return plots.tsne(points, which, layout.names)
 
 
 def report_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]", pictures: dict[str, bytes]) -> str:
