@@ -31,7 +31,7 @@ from helper.util import distributed
 from helper.util.errors import UsageError
 from helper.util.seeding import derive_seed
 from models import Classifier, Outputs, build, load_model
-from models.precision import Precision, precision_of
+from models.precision import Precision, cannot_compile, precision_of
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ def _placed(network, objective, method, setup, options, data, device):
     _check_single_images(network, options, data)
     precision = precision_of(options, device)
     captured, step_facts = is_captured(options.cuda_graph, objective, device)
+    if options.compile and not precision.compiled:
+        step_facts["compile"] = f"left out: torch.compile does not work here ({cannot_compile(device)})"
     for module in (network, objective) if method is None else (network, method, objective):
         if options.sync_bn and distributed.world_size() > 1:
             convert_sync_batchnorm(module, device)

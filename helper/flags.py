@@ -179,7 +179,7 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help="bf16: the networks run in bfloat16; losses and BN statistics stay in float32")
     group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
     group.add_argument("--compile", action="store_true",
-                       help="the networks through torch.compile; changes the last bits")
+                       help="networks, losses and meters through torch.compile, where it works; changes the last bits")
     group.add_argument("--cuda_graph", default="auto", choices=("auto", "on", "off"),
                        help="on CUDA: a step as one graph; auto: where the method allows it")
     group.add_argument("--fast", action="store_true",

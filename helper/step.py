@@ -63,6 +63,8 @@ class Phase:
 
     def __post_init__(self):
         self.forward: nn.Module = Forward(self.student, self.objective, self.precision)
+        if self.precision.compiled:
+            self.objective.compile()
 
     def start_epoch(self, epoch: int) -> None:
         """Set the learning rate, the random numbers and the modules' modes."""
@@ -116,8 +118,18 @@ def dot_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> No
 def choose_step(phase: Phase) -> Step:
     """The way in which the phase's steps run: plain, with gradients shared by several processes, or captured."""
     phase.forward = distributed.wrap_ddp(phase.forward)
-    step = dot_step if isinstance(phase.optimizer, DOT) else train_step
+    step: Step = dot_step if isinstance(phase.optimizer, DOT) else train_step
+    if phase.precision.compiled:
+        step = _with_compiled_meters(step)
     return CapturedStep(step, phase) if phase.captured else step
+
+
+def _with_compiled_meters(step: Step) -> Step:
+    def run(phase, batch, teacher, meters):
+        meters.compile()
+        step(phase, batch, teacher, meters)
+
+    return run
 
 
 def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:

@@ -1,6 +1,7 @@
 """In what numbers the networks run: float32, or bfloat16 with float32 losses; in which memory format."""
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class Precision:
     bf16: under autocast, so convolutions and products in bfloat16; weights, BN statistics and every
         loss stay in float32
     channels_last: the images and the weights of convolutions in that memory format
-    compiled: through torch.compile, which fuses operations and so changes the last bits
+    compiled: through torch.compile, which fuses operations and so changes the last bits; then the losses and the meters
+        of training are too
     """
 
     bf16: bool = False
@@ -81,7 +83,18 @@ def precision_of(options: Namespace, device: torch.device) -> Precision:
     for it.
     """
     bf16 = options.amp == "bf16" or (options.fast and _has_bf16_units(device))
-    return Precision(bf16, options.channels_last or options.fast, options.compile)
+    return Precision(bf16, options.channels_last or options.fast, options.compile and cannot_compile(device) is None)
+
+
+@lru_cache
+def cannot_compile(device: torch.device) -> str | None:
+    """Why torch.compile does not work on a device, in a line, by trying it: it needs a C++ compiler, or Triton on
+    CUDA. None where it does."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds: whatever is missing
+        return str(error).splitlines()[0]
+    return None
 
 
 def _has_bf16_units(device):
