@@ -1,10 +1,27 @@
 """Whole runs on CUDA devices by the entry scripts."""
-from tests.end_to_end.test_resume import assert_same, record
+import signal
+
+import pytest
+
+from tests.end_to_end.test_resume import FAST, METHODS, assert_same, record
 from tests.support import images, scripts
 from tests.support.on_gpu import needs_gpu
 
 pytestmark = needs_gpu
 CUDA = ("--device", "cuda", "--deterministic", "--tf32", "off")
+
+
+@pytest.mark.parametrize("name", ["kd+IKD", "crd"])
+def test_a_stopped_run_ends_with_the_same_bits(name, digits_teacher, tmp_path):
+    flags = ("--path_t", digits_teacher, *FAST, *CUDA, "--imbalance", 0.015, "--epochs", 20, *METHODS[name][1:])
+    scripts.succeed("train_student.py", *flags, "--save_dir", tmp_path / "whole")
+    stopped = scripts.Process("train_student.py", *flags, "--save_dir", tmp_path / "stopped")
+    stopped.until("train  2/20")
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == 128 + signal.SIGTERM, stopped.stderr
+    assert "continuing after epoch" in scripts.succeed("train_student.py", *flags, "--save_dir",
+                                                       tmp_path / "stopped").stdout
+    assert_same(*(record(scripts.only(tmp_path / folder / "student_model")) for folder in ("whole", "stopped")))
 
 
 def test_steps_of_images_from_files_are_captured(tmp_path):
