@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from dataset._base import Data, DataError
 from dataset._image import decode
@@ -178,8 +178,8 @@ def read(files: Files, transform: Callable[[Image.Image], Tensor], plan: tuple[T
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(f"a process that reads images has died ({printable(error)}): if memory is short, "
-                        "give a smaller --num_workers") from None
+        raise DataError(f"a process that reads images has died ({printable(str(error).splitlines()[-1])}): if "
+                        "memory is short, also of /dev/shm, give a smaller --num_workers, or 0") from None
 
 
 def _loader(images, plan, batch_size, collate, pin=False):
@@ -245,4 +245,8 @@ class _Images:
 
 def _stack(images):
     """The batch; where an image of it could not be read, the first one's problem."""
-    return next((image for image in images if isinstance(image, str)), None) or torch.stack(images)
+    problem = next((image for image in images if isinstance(image, str)), None)
+    if problem is None and get_worker_info() is not None:
+        # Here an error reaches the main process; in the thread that hands a batch over it would be waited for.
+        return torch.stack(images).share_memory_()
+    return problem or torch.stack(images)

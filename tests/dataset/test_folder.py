@@ -268,17 +268,19 @@ def test_an_unreadable_image_ends_a_run_with_one_line(copy, tmp_path):
 
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
-             'mount -t tmpfs -o ro none /dev/shm && exec "$0" "$@"')
+             'mount -t tmpfs -o $0 none /dev/shm && exec "$@"')
 
 
-def test_shared_memory_that_cannot_be_written_ends_a_run_with_one_line(images, tmp_path):
-    if not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0:
+@pytest.mark.parametrize("shm, says", [("ro", "/dev/shm: Read-only file system, and processes that read images"),
+                                       ("size=100k", "a process that reads images has died (")])
+def test_shared_memory_that_cannot_be_written_ends_a_run_with_one_line(shm, says, images, tmp_path):
+    if not shutil.which("unshare") or subprocess.run([*NAMESPACE, shm, "true"], capture_output=True).returncode != 0:
         pytest.skip("mounting is not permitted here")
     command = [sys.executable, "train_teacher.py", "--model", "resnet8", "--dataset", "folder", "--data_dir", images,
                "--image_size", "32", "--epochs", "1", "--num_workers", "1", "--save_dir", tmp_path]
-    process = subprocess.run([*NAMESPACE, *command], cwd=scripts.ROOT, capture_output=True, text=True, timeout=240)
+    process = subprocess.run([*NAMESPACE, shm, *command], cwd=scripts.ROOT, capture_output=True, text=True, timeout=240)
     assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
-    assert process.stderr.startswith("error: /dev/shm: Read-only file system, and") and "0\n" in process.stderr
+    assert process.stderr.startswith(f"error: {says}") and process.stderr.endswith("0\n"), process.stderr
 
 
 RAISING = """
