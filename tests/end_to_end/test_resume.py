@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import distiller_zoo
 from tests.support import scripts
 
 # --imbalance leaves 40% of the images.
@@ -20,6 +21,12 @@ METHODS = {
     "wkd": (1, "--distill", "wkd", "--wkd", "lf", "--wkd_decay", 2),
     "kd+dot": (1, "--distill", "kd", "--optimizer", "dot"),
 }
+# The others, and their variants, killed once.
+OTHERS = {name: (1, "--distill", name, "--avg", 1, "--init_epochs", 2)
+          for name in distiller_zoo.METHODS if name not in ("kd", "crd", "factor", "wkd")}
+OTHERS |= {" ".join(flags[1:]): (1, *flags, "--avg", 1) for flags in (
+    ("--distill", "kd", "--logit_std", "on"), ("--distill", "kd", "--second_view", "on"),
+    ("--distill", "sdd", "--sdd", "kd"), ("--distill", "wkd", "--wkd", "l"), ("--distill", "wkd", "--wkd", "f"))}
 TIMES = ("seconds", "images_per_second")
 
 
@@ -48,9 +55,9 @@ def assert_same(a, b, where=""):
         assert a == b, where
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(name, digits_teacher, tmp_path):
-    wanted, *own = METHODS[name]
+    wanted, *own = (METHODS | OTHERS)[name]
     flags = ("--path_t", digits_teacher, *FAST, *own)
     started = time.monotonic()
     scripts.succeed("train_student.py", *flags, "--save_dir", tmp_path / "whole")
