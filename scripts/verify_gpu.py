@@ -84,10 +84,11 @@ def time_epoch(teacher: str) -> dict:
 
 def time_runs() -> dict:
     """Images a second of several processes that share the GPU, together."""
-    context, pipes = multiprocessing.get_context("spawn"), []
+    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
     for _ in range(max(RUNS)):
         pipe, end = context.Pipe()
-        context.Process(target=worker, args=(end, variant("cached"), PAIR), daemon=True).start()
+        processes.append(context.Process(target=worker, args=(end, variant("cached"), PAIR), daemon=True))
+        processes[-1].start()
         end.close()  # so that reading from a process that has died raises
         pipes.append(pipe)
 
@@ -97,7 +98,11 @@ def time_runs() -> dict:
         return sum(PAIR.batch_size / pipe.recv()[0] for pipe in pipes[:number])
 
     turn(max(RUNS), WARM_UP)
-    return {f"images_a_second_of_{number}": turn(number, STEPS) for number in RUNS}
+    measured = {f"images_a_second_of_{number}": turn(number, STEPS) for number in RUNS}
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join()
+    return measured
 
 
 def profile() -> dict:
