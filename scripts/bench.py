@@ -426,16 +426,19 @@ def profile(a, device) -> str:
                 next(steps)
         steps.close()
         kind = "device" if device.type == "cuda" else "cpu"
-        operators = [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
-                     for event in profiler.key_averages()]
-        total = sum(spent for spent, _, _ in operators)
-        if total == 0:
-            return f"The profiler sees no time of the {kind} here (PyTorch reads it through CUPTI).\n"
-        rows = [(f"`{key}`", f"{count / 5:g}", f"{spent / 5000:.1f}", f"{100 * spent / total:.1f}%")
-                for spent, key, count in sorted(operators, reverse=True)[:10]]
-        head = (f"{variant.name}: operator", "calls a step", "ms a step", "share")
-        tables.append(markdown_table(head, rows, numbers=True) + "\n")
+        tables.append(operators_table(variant.name, [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
+                                                     for event in profiler.key_averages()]))
     return "\n".join(tables)
+
+
+def operators_table(name: str, operators: list[tuple[float, str, int]]) -> str:
+    """The ten most expensive operators of 5 steps, each as (µs, its name, its calls), in Markdown."""
+    total = sum(spent for spent, _, _ in operators)
+    if total == 0:
+        return f"{name}: the profiler sees no time of the device here (PyTorch reads it through CUPTI).\n"
+    rows = [(f"`{key}`", f"{count / 5:g}", f"{spent / 5000:.1f}", f"{100 * spent / total:.1f}%")
+            for spent, key, count in sorted(operators, reverse=True)[:10]]
+    return markdown_table((f"{name}: operator", "calls a step", "ms a step", "share"), rows, numbers=True) + "\n"
 
 
 def main():

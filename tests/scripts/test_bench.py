@@ -1,6 +1,7 @@
 """scripts/bench.py: what it says of methods beside kd."""
 import re
 
+from scripts.bench import operators_table
 from tests.support import scripts
 
 SMALL = ("--teacher", "resnet14", "--student", "resnet8", "--batch_size", 8, "--classes", 10, "--turns", 1,
@@ -25,3 +26,10 @@ def test_methods_are_compared_with_kd_live_and_where_a_cache_can_hold_what_they_
 def test_another_method_is_refused():
     refused = scripts.run("scripts/bench.py", "--methods", "nothing", *SMALL)
     assert refused.returncode == 2 and "'nothing' is not a method" in refused.stderr
+
+
+def test_operators_are_listed_by_their_time_and_no_time_at_all_is_said():
+    table = operators_table("ours", [(1000.0, "aten::add", 10), (9000.0, "aten::mm", 5)]).splitlines()
+    assert [re.split(r" *\| *", line)[1:-1] for line in table[2:]] == [
+        ["`aten::mm`", "1", "1.8", "90.0%"], ["`aten::add`", "2", "0.2", "10.0%"]]
+    assert "no time of the device" in operators_table("ours", [(0.0, "aten::mm", 5)])
