@@ -19,7 +19,6 @@ def test_methods_are_compared_with_kd_live_and_where_a_cache_can_hold_what_they_
     memory = {name: float(row[4]) for name, row in cells.items()}
     # A second pass of the student, and two banks of 50,000 vectors of 128.
     assert memory["crld"] > 1 and 48 < memory["crd"] < 55 and memory["kd+dot"] == 0
-    assert float(cells["crld"][1]) > 1.3
     assert "--methods kd,similarity" in shown and "resnet14→resnet8, batches of 8" in shown
 
 
