@@ -126,5 +126,5 @@ def test_the_runs_of_a_killed_table_end_with_it(teachers, tmp_path):
     wait_for(lambda: list(runs.glob("*/resume.pth")), 200)
     table.signal(signal.SIGKILL)
     assert table.wait() == -signal.SIGKILL
+    wait_for(lambda: "stopped by SIGTERM; the same command continues" in scripts.only(tmp_path / "logs").read_text())
     wait_for(lambda: not held(str(scripts.only(runs))))
-    assert "stopped by SIGTERM; the same command continues" in scripts.only(tmp_path / "logs").read_text()
