@@ -86,8 +86,8 @@ def make_student(options: Namespace, data: Data, teacher: Classifier, device: to
     setup = make_setup(student, teacher, data, classes)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
-    stage = method.stage(student) if options.beta != 0 else None
     if options.deterministic and device.type == "cuda":
+        stage = _stage(options, method, student)
         first = [Objective({stage.name: stage.term})] if stage else []
         check_deterministic(student, [*first, objective], setup.teacher, data)
     teacher.to(device)
@@ -123,7 +123,7 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
     """A method's first stage, where it has one, then the student's own epochs; each is made when it is asked for."""
     objective, setup = trainee.objective, trainee.setup
     assert setup is not None  # a student has one
-    stage = _stage(options, trainee)
+    stage = _stage(options, trainee.method, trainee.network)
     if stage is not None:
         yield _stage_phase(stage, options, trainee, teacher, views)
         for module in stage.modules:
@@ -180,8 +180,8 @@ def student_facts(options: Namespace, data: Data, trainee: Trainee, teacher: Cla
     return {
         "student": f"{options.model_s}, {_parameters(trainee.network):,} parameters",
         "teacher": f"{teacher.name}, {_parameters(teacher):,} parameters, test accuracy {accuracy.top1:.2f}",
-        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms), _stage(options, trainee),
-                              options),
+        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms),
+                              _stage(options, trainee.method, trainee.network), options),
         **teaching.facts,
         **_facts(options, data, trainee, device),
     }
@@ -193,8 +193,8 @@ def teacher_facts(options: Namespace, data: Data, trainee: Trainee, device: torc
             **_facts(options, data, trainee, device)}
 
 
-def _stage(options, trainee):
-    return trainee.method.stage(trainee.network) if options.beta != 0 else None
+def _stage(options, method, network):
+    return method.stage(network) if options.beta != 0 else None
 
 
 def teacher_notes(teacher: Classifier, data: Data, accuracy: Evaluation) -> list[str]:

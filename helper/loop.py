@@ -14,7 +14,7 @@ def fit(phase: Phase, test: EvalData, record: Record) -> None:
     Raises RunError where a loss is not finite, Interrupted where a signal has asked to stop.
     """
     first = record.resume(phase) + 1
-    step, meters = choose_step(phase), Meters(list(phase.objective.terms), phase.loader.device)
+    step, meters = choose_step(phase), phase.meters()
     for epoch in range(first, phase.epochs + 1):
         started = time.perf_counter()
         averages = train_epoch(phase, epoch, step, meters, record)

@@ -48,8 +48,7 @@ class Meters:
 
     def compile(self) -> None:
         """Update through torch.compile from now on."""
-        if "update" not in vars(self):
-            self.update = torch.compile(self.update)  # type: ignore[method-assign]
+        self.update = torch.compile(self.update)  # type: ignore[method-assign]
 
     @torch.no_grad()
     def update(self, losses: dict[str, Tensor], total: Tensor, logits: Tensor | None, labels: Tensor,

@@ -66,6 +66,13 @@ class Phase:
         if self.precision.compiled:
             self.objective.compile()
 
+    def meters(self) -> Meters:
+        """The averages that its steps update."""
+        meters = Meters(list(self.objective.terms), self.loader.device)
+        if self.precision.compiled:
+            meters.compile()
+        return meters
+
     def start_epoch(self, epoch: int) -> None:
         """Set the learning rate, the random numbers and the modules' modes."""
         set_learning_rate(self.optimizer, self.learning_rate(epoch))
@@ -118,18 +125,8 @@ def dot_step(phase: Phase, batch: Batch, teacher: Outputs, meters: Meters) -> No
 def choose_step(phase: Phase) -> Step:
     """The way in which the phase's steps run: plain, with gradients shared by several processes, or captured."""
     phase.forward = distributed.wrap_ddp(phase.forward)
-    step: Step = dot_step if isinstance(phase.optimizer, DOT) else train_step
-    if phase.precision.compiled:
-        step = _with_compiled_meters(step)
+    step = dot_step if isinstance(phase.optimizer, DOT) else train_step
     return CapturedStep(step, phase) if phase.captured else step
-
-
-def _with_compiled_meters(step: Step) -> Step:
-    def run(phase, batch, teacher, meters):
-        meters.compile()
-        step(phase, batch, teacher, meters)
-
-    return run
 
 
 def sgd(parameters: Iterable[Tensor], options) -> torch.optim.SGD:

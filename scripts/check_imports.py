@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # From the leaves to what people run; each room may import those before it, and itself.
 ROOMS = ["helper.util", "dataset", "models", "distiller_zoo", "helper.meters", "helper.evaluation", "helper.teacher",
-         "helper.record", "helper", "scripts.tables", "scripts.analysis", "scripts", "train_student", "train_teacher"]
+         "helper.record", "helper", "scripts.tables", "scripts.analysis", "scripts.timing", "scripts",
+         "train_student", "train_teacher"]
 # Rooms that stand beside each other, and whose files do not see the other's.
 APART = [{"helper.teacher", "helper.record"}, {"scripts.tables", "scripts.analysis"},
          {"train_student", "train_teacher"}, {"scripts", "train_student"}, {"scripts", "train_teacher"}]

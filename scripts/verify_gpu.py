@@ -26,12 +26,11 @@ import torch
 from helper.cli import student_options
 from helper.evaluation import evaluate
 from helper.loop import train_epoch
-from helper.meters import Meters
 from helper.record.run import Earlier, Record
 from helper.step import choose_step
 from helper.util.arguments import positive_float
 from helper.util.errors import RunError, UsageError, guarded
-from scripts.bench import Variant, our_phase, random_data, steps_of_phase, worker
+from scripts.timing.steps import Variant, our_phase, random_data, steps_of_phase, worker
 
 STEPS, WARM_UP = 300, 100
 IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-100
@@ -47,7 +46,7 @@ def variant(teacher: str, precision: str = "fast", way: str = "captured") -> Var
 
 
 def steps_of(*words: str, **more):
-    """An endless stream of steps; words: as of `variant`; more: as of bench.our_phase."""
+    """An endless stream of steps; words: as of `variant`; more: as of steps.our_phase."""
     return steps_of_phase(our_phase(variant(*words), PAIR, torch.device("cuda"), **more), PAIR.batch_size)
 
 
@@ -71,7 +70,7 @@ def time_epoch(teacher: str) -> dict:
     device = torch.device("cuda")
     phase = our_phase(variant(teacher), PAIR, device, images=IMAGES)
     test = random_data(PAIR.classes, TEST_IMAGES).test_images(device)
-    step, meters = choose_step(phase), Meters(list(phase.objective.terms), device)
+    step, meters = choose_step(phase), phase.meters()
     record = Record(student_options(["--path_t", "none"]), Earlier())
     for epoch in (1, 2, 3):
         started = time.perf_counter()

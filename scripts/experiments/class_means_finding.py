@@ -20,7 +20,6 @@ from distiller_zoo.ikd import IKD, IKDLoss
 from helper import build, cli
 from helper.device import open_device
 from helper.evaluation import class_accuracies, shot_groups, shots
-from helper.meters import Meters
 from helper.schedule import schedule
 from helper.step import Phase, sgd, train_step
 from helper.teacher.loader import DistillLoader
@@ -103,7 +102,7 @@ def train(options, without_ikd, data, teacher, loader, device):
     print(f"\n{teacher.name}→{o.model_s}, {o.epochs} epochs of batches of {o.batch_size}, learning rate "
           f"{o.learning_rate:g}; r {o.gamma:g}, a {o.alpha:g}, avg {o.avg:g}, intra_T {o.intra_T:g}", flush=True)
     for epoch in range(1, o.epochs + 1):
-        meters = {name: Meters(list(phase.objective.terms), device) for name, phase in phases.items()}
+        meters = {name: phase.meters() for name, phase in phases.items()}
         for phase in phases.values():
             phase.start_epoch(epoch)
         with progress(f"epoch {epoch}", len(loader), unit=" steps") as bar:

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from distiller_zoo import METHODS
-from helper.meters import Meters
 from helper.step import choose_step
 from tests.support.on_gpu import CPU, needs_gpu, phases_of, train
 
@@ -39,7 +38,7 @@ def test_twenty_steps_are_those_of_the_cpu(method):
     for phases in zip(phases_of(flags), phases_of(flags, CPU), strict=True):
         ours, theirs = phases
         steps = [choose_step(phase) for phase in phases]
-        meters = [Meters(list(phase.objective.terms), phase.loader.device) for phase in phases]
+        meters = [phase.meters() for phase in phases]
         for epoch in range(1, ours.epochs + 1):
             for phase in phases:
                 phase.start_epoch(epoch)

@@ -12,6 +12,8 @@ from helper.cli import student_options, teacher_options
 from helper.meters import Meters
 from helper.objective import Objective, student_objective
 from helper.step import Phase, choose_step
+from helper.teacher.loader import DistillLoader
+from helper.teacher.source import NoTeacher
 from helper.util.nested import each
 from models import Outputs, model_dict
 from models.precision import Precision, cannot_compile
@@ -105,9 +107,11 @@ def test_meters_are_the_eager_ones(compiler):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_compiled_phase_compiles_its_losses_and_meters(compiled):
     objective, _, teacher, batch = pair_of("kd")
-    network, meters = model_dict["resnet8"](num_classes=10), Meters(list(objective.terms), CPU)
-    phase = Phase("train", network, None, objective, torch.optim.SGD(network.parameters()), lambda epoch: 0.1, 1,
+    network = model_dict["resnet8"](num_classes=10)
+    loader = DistillLoader(dataset.TrainViews(dataset.load("digits", ""), CPU), NoTeacher(), IMAGES)
+    phase = Phase("train", network, loader, objective, torch.optim.SGD(network.parameters()), lambda epoch: 0.1, 1,
                   (0, "1"), precision=Precision(compiled=compiled))
+    meters = phase.meters()
     with torch.compiler.set_stance("force_eager"):  # what is compiled runs as it is
         choose_step(phase)(phase, batch, teacher, meters)
     assert meters.samples == IMAGES

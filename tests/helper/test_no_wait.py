@@ -14,7 +14,6 @@ import dataset
 from distiller_zoo import METHODS
 from helper import build
 from helper.cli import student_options
-from helper.meters import Meters
 from helper.step import choose_step
 from helper.teacher.plan import TeacherPlan
 from models import model_dict
@@ -117,7 +116,7 @@ def to_meta(module):
 
 def watch(phase):
     """What two epochs' steps do that they must not; the second is that in which IKD acts."""
-    step, meters, watching = choose_step(phase), Meters(list(phase.objective.terms), META), Watching()
+    step, meters, watching = choose_step(phase), phase.meters(), Watching()
     for epoch in (1, 2):
         phase.start_epoch(epoch)
         to_meta(phase.objective)

@@ -8,7 +8,6 @@ import torch
 import dataset
 from helper import build
 from helper.cli import student_options
-from helper.meters import Meters
 from helper.record.run import Earlier, Record
 from helper.step import choose_step
 from helper.teacher.cache import Cache
@@ -58,7 +57,7 @@ def train(phases, step_of=choose_step, watched=False):
     """
     read = []
     for phase in phases:
-        step, meters = step_of(phase), Meters(list(phase.objective.terms), phase.loader.device)
+        step, meters = step_of(phase), phase.meters()
         for epoch in range(1, phase.epochs + 1):
             phase.start_epoch(epoch)
             meters.reset()

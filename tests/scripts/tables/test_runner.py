@@ -83,7 +83,7 @@ def test_stopped_in_any_way_no_run_is_left_and_all_continue(small, name, tmp_pat
     if name != "SIGKILL":
         assert "2 running runs have been stopped" in runner.stdout
         assert runner.stderr == f"error: stopped by {name}; the same command continues from the last finished epoch\n"
-    # Go on with them, quicker.
+    # The rest of the epochs, quicker.
     quick = [Job(j.name, j.folder, (*j.argv[:2], json.dumps({"epochs": 40, "seconds": 0})), 40, {}, pairs=("a->b",))
              for j in jobs]
     assert run_all(quick, tmp_path, stop) == {}

@@ -1,0 +1,186 @@
+"""What bench.py and verify_gpu.py time: endless streams of training steps on random images, ours and in the published
+style, and the process that takes turns with them."""
+import os
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+import dataset
+from dataset.cifar100 import MEAN, STD
+from dataset.views import views_of
+from distiller_zoo import METHODS
+from helper.build import make_setup
+from helper.cli import student_options
+from helper.objective import student_objective
+from helper.schedule import schedule
+from helper.step import Phase, choose_step, make_optimizer
+from helper.teacher.loader import DistillLoader
+from helper.teacher.plan import LIVE, batches_ahead, unstored
+from helper.teacher.source import CachedTeacher, LiveTeacher, TeacherSource, WithStrongView
+from models import model_dict
+from models.precision import Precision
+
+IMAGES = 1000
+DKD_IKD = ("--distill", "dkd", "--avg", "6.5", "--intra_T", "1")
+# How many images the terms that know all of the training set take it to have, as CIFAR-100.
+SAMPLES = 50_000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: its name in the table, and what it uses."""
+
+    name: str
+    cached: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    published: bool = False
+    captured: bool = False
+    compiled: bool = False
+
+
+def random_data(classes: int, images: int = IMAGES) -> dataset.Data:
+    """Random images in CIFAR-100's format."""
+    generator = torch.Generator().manual_seed(0)
+    split = dataset.Split(torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8),
+                          torch.randint(classes, (images,), generator=generator))
+    return dataset.Data("random", tuple(map(str, range(classes))), MEAN, STD, True, split, split)
+
+
+def our_phase(variant: Variant, a, device: torch.device, images: int = IMAGES, loss: Sequence[str] = DKD_IKD) -> Phase:
+    """The project's own training of a student on random images; loss: the flags that say which."""
+    data = random_data(a.classes, images)
+    student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
+    options = student_options(["--path_t", "none", "--model_s", a.student, *loss])
+    setup = replace(make_setup(student, teacher, data, lambda name, compute: 1 - torch.eye(a.classes)),
+                    labels=torch.arange(SAMPLES) % a.classes)
+    objective = student_objective(METHODS[options.distill](setup, options), setup, options).to(device)
+    precision = Precision(variant.bf16, variant.channels_last, variant.compiled)
+    precision.prepare(student.to(device)).train()
+    reads = objective.reads - LIVE if variant.cached and not unstored(objective.reads) else frozenset()
+    live = LiveTeacher(teacher.to(device).requires_grad_(False), objective.reads - reads, precision)
+    source: TeacherSource = live
+    if reads:
+        tables = {name: torch.randn(images, len(views_of(True)), getattr(setup.teacher, name).shape[1],
+                                    dtype=torch.float16, device=device) for name in reads}
+        cached = CachedTeacher(tables, flip=True)
+        source = WithStrongView(cached, live) if objective.reads & LIVE else cached
+    views = dataset.TrainViews(data, device, "strong" in objective.reads)
+    loader = DistillLoader(views, source, a.batch_size, batches_ahead(views, source, objective.reads, a.batch_size),
+                           deferred=variant.captured and source.gathers_on(device))
+    trained = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
+    return Phase("train", student, loader, objective, make_optimizer(trained, options), schedule(options), 1,
+                 (0, "1"), precision=precision, captured=variant.captured)
+
+
+def steps_of_phase(phase: Phase, batch_size: int):
+    """An endless stream of a phase's steps on full batches, each made by the project's own train_step."""
+    step, meters, epoch = choose_step(phase), phase.meters(), 0
+    while True:
+        epoch += 1
+        phase.start_epoch(epoch)
+        for batch, outputs in phase.batches(epoch):
+            if len(batch.index) == batch_size:
+                step(phase, batch, outputs, meters)
+                yield
+        phase.end_epoch(epoch)
+
+
+class RandomImages(torch.utils.data.Dataset):
+    """Images for DataLoader workers, transformed one by one."""
+
+    def __init__(self, data):
+        from torchvision import transforms
+        self.images = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.train.labels.tolist()
+        self.transform = transforms.Compose([
+            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD)])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i], i
+
+
+def published_style_steps(a, device: torch.device):
+    """The same training in the published style: transforms in DataLoader workers, eager float32, the target
+    masked by -1000, class sums and class means by a loop over samples, `.item()` each step."""
+    data = RandomImages(random_data(a.classes))
+    student, teacher = (model_dict[name](num_classes=a.classes).to(device) for name in (a.student, a.teacher))
+    student.train()
+    teacher.eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    sums, counts = torch.zeros(a.classes, a.classes, device=device), torch.zeros(a.classes, device=device)
+    total, epoch = 0.0, 0
+    while True:
+        epoch += 1
+        loader = torch.utils.data.DataLoader(data, a.batch_size, shuffle=True, drop_last=True,
+                                             num_workers=min(8, os.cpu_count() or 1))
+        for images, labels, _ in loader:
+            images, labels = images.to(device), labels.to(device)
+            z_s = student(images, is_feat=True)[1]
+            with torch.no_grad():
+                z_t = teacher(images, is_feat=True)[1]
+            loss = F.cross_entropy(z_s, labels) + _masked_dkd(z_s, z_t, labels, 1.0, 8.0, 4.0)
+            if epoch == 1:
+                for i in range(len(labels)):
+                    sums[labels[i]] += z_t[i]
+                    counts[labels[i]] += 1
+            else:
+                means = torch.stack([sums[y] / counts.clamp(min=1) for y in labels])
+                loss = loss + 6.5 * F.kl_div(z_s.log_softmax(1), means.softmax(1), reduction="batchmean")
+            total += loss.item() + (z_s.argmax(1) == labels).float().mean().item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def _masked_dkd(z_s, z_t, labels, alpha, beta, temperature):
+    mask = F.one_hot(labels, z_s.shape[1]).bool()
+    p_s, p_t = ((z / temperature).softmax(1) for z in (z_s, z_t))
+    binary = [torch.stack([(p * mask).sum(1), (p * ~mask).sum(1)], 1) for p in (p_s, p_t)]
+    tckd = F.kl_div(binary[0].log(), binary[1], reduction="batchmean")
+    others = [z / temperature - 1000.0 * mask for z in (z_s, z_t)]
+    nckd = F.kl_div(others[0].log_softmax(1), others[1].softmax(1), reduction="batchmean")
+    return (alpha * tckd + beta * nckd) * temperature**2
+
+
+def steps_of(variant, a, device):
+    """The variant's endless stream of steps."""
+    if variant.published:
+        return published_style_steps(a, device)
+    return steps_of_phase(our_phase(variant, a, device), a.batch_size)
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def worker(pipe, variant, a, threads=None):
+    """Take turns: receive a number of steps, answer with seconds a step and the peak memory in MiB."""
+    torch.manual_seed(0)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device(a.device)
+    torch.backends.cudnn.benchmark = True  # as in training
+    steps = steps_of(variant, a, device)
+    for number in iter(pipe.recv, None):
+        synchronize(device)
+        started = time.perf_counter()
+        for _ in range(number):
+            next(steps)
+        synchronize(device)
+        seconds = (time.perf_counter() - started) / number
+        peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        pipe.send((seconds, peak))
+    steps.close()
