@@ -29,10 +29,11 @@ from helper.util import children
 from helper.util.arguments import nonnegative_int, positive_int, trial_name
 from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_json
+from helper.util.stop import StopRequest
 from models import load_model
 from scripts.tables.plan import ROOT, Table, grid_of, pair_of, plan, reserved
 from scripts.tables.report import write_report
-from scripts.tables.runner import Display, Local, Logs, Stop, run_jobs, slots
+from scripts.tables.runner import Display, Local, Logs, run_jobs, slots
 from scripts.tables.slurm import Slurm
 
 FETCH = "scripts/fetch_pretrained_teachers.py"
@@ -46,7 +47,7 @@ def main():
         return print("\n".join(dry_run(table, to_fetch, o)))
     data = dataset.load(o.dataset, o.data_dir)  # fetched here, once, and not by all runs at the same time
     check_classes(table, len(data.classes), o)
-    stop = Stop()
+    stop = StopRequest()
     logs = Logs(o.save_dir)
     for folder in (logs.folder, o.report):
         os.makedirs(folder, exist_ok=True)

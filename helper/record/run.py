@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from helper.record.naming import scalars_folder
 from helper.util import distributed
 from helper.util.errors import Interrupted, RunError, UsageError
 from helper.util.progress import clock
+from helper.util.stop import StopRequest, end_at_once
 from models import Classifier
 
 # A restart may change these: they do not touch the result, or what they decide is compared instead (see Decisions).
@@ -52,12 +52,11 @@ class Record:
     def __init__(self, options: Namespace, earlier: Earlier):
         self.options, self.earlier = options, earlier
         self.result, self.state = earlier.result, earlier.state
-        self.stop_signal: int | None = None
+        self.stop: StopRequest | None = None
 
     def listen(self) -> None:
-        """From here on SIGTERM and SIGINT save the last finished epoch before they end the run."""
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._on_signal)
+        """From here on SIGTERM and SIGINT save the last finished epoch and end the run; a second one just ends it."""
+        self.stop = StopRequest(again=end_at_once)
 
     def start(self, facts: dict[str, str], decisions: dict[str, Any], notes: list[str]) -> None:
         """Say what will be done, and write it down.
@@ -110,16 +109,11 @@ class Record:
 
         together: all processes ask at once, and stop at once, whichever of them the signal has reached
         """
-        signum = distributed.all_reduce_max(self.stop_signal or 0) if together else self.stop_signal
+        own = self.stop.signum if self.stop else None
+        signum = distributed.all_reduce_max(own or 0) if together else own
         if signum:
             self._write_state()
             raise Interrupted(signum)
-
-    def _on_signal(self, signum, frame):
-        if self.stop_signal is not None:  # asked twice: at once
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        self.stop_signal = signum
 
     def _continue(self, phase, state):
         """The phase continues from `state`."""

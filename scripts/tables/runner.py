@@ -2,7 +2,6 @@
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from helper.util.errors import Interrupted, printable
 from helper.util.files import write_bytes
 from helper.util.gpu import RUNS_PER_GPU
 from helper.util.progress import clock, progress
+from helper.util.stop import StopRequest
 from scripts.tables.plan import Job
 
 
@@ -48,22 +48,6 @@ class Logs:
             return own[-1].removeprefix("error: ")
         ended = "" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return "; ".join(part for part in (ended, *lines[-1:]) if part) or "it never began"
-
-
-class Stop:
-    """Listens for SIGINT and SIGTERM; a second one kills the processes in `kill`."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self.kill: list[subprocess.Popen] = []
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._on_signal)
-
-    def _on_signal(self, signum, frame):
-        if self.signum is not None:
-            for process in self.kill:
-                process.kill()
-        self.signum = signum
 
 
 class Local:
@@ -106,10 +90,15 @@ class Local:
             del self.running[slot]
         return [(job, code) for _, job, code in over]
 
-    def stop(self, stop: Stop) -> str:
+    def stop(self, stop: StopRequest) -> str:
         """Ask every run to save and to end, and wait for them; a second signal ends them at once."""
         processes = [process for _, process in self.running.values()]
-        stop.kill = processes
+
+        def kill(signum):
+            for process in processes:
+                process.kill()
+
+        stop.again = kill
         for process in processes:
             process.terminate()
         for process in processes:
@@ -135,7 +124,7 @@ def slots(per_device: int | None, jobs: list[Job], gpus: list[str]) -> list[dict
     return [slot | {"OMP_NUM_THREADS": str(max(1, cores // len(found)))} for slot in found]
 
 
-def run_jobs(jobs: list[Job], backend, logs: Logs, stop: Stop, display: "Display") -> dict[str, str]:
+def run_jobs(jobs: list[Job], backend, logs: Logs, stop: StopRequest, display: "Display") -> dict[str, str]:
     """Run what is not done; the names of the jobs that failed, each with the reason.
 
     backend: Local or cluster.Slurm

@@ -11,8 +11,9 @@ import sys
 
 from helper.util.errors import UsageError
 from helper.util.files import write_json
+from helper.util.stop import StopRequest
 from scripts.tables.plan import ROOT, Job
-from scripts.tables.runner import Logs, Stop
+from scripts.tables.runner import Logs
 
 
 class Slurm:
@@ -98,7 +99,7 @@ class Slurm:
             del self.jobs[job.name]
         return [(job, None) for job in over]
 
-    def stop(self, stop: Stop) -> str:
+    def stop(self, stop: StopRequest) -> str:
         """Leave the jobs where they are."""
         ids = sorted({self.ids[name].split("_")[0] for name in self.jobs})
         return (f"{len(self.jobs)} jobs stay in Slurm's queue, and the same command finds them there"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from helper.cli import student_options, teacher_options
+from helper.util.stop import StopRequest
 from models import model_dict
 from scripts.tables.plan import Job
-from scripts.tables.runner import Stop
 from tests.support.tables import reproduce
 
 # Leaves the files that train_student.py leaves.
@@ -85,6 +85,6 @@ def small(tmp_path):
 @pytest.fixture
 def stop():
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    yield Stop()
+    yield StopRequest()
     for signum, handler in handlers.items():
         signal.signal(signum, handler)

@@ -20,11 +20,12 @@ RUNNER = """
 import sys
 sys.path.insert(0, {root!r})
 from helper.util.errors import guarded
-from scripts.tables.runner import Display, Job, Local, Logs, Stop, run_jobs
+from scripts.tables.runner import Display, Job, Local, Logs, run_jobs
+from helper.util.stop import StopRequest
 jobs = [Job(*job, settings={{}}, pairs=("a->b",), method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
 logs = Logs({save!r})
 logs.folder.mkdir(exist_ok=True)
-guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, Stop(), Display(jobs)))
+guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, StopRequest(), Display(jobs)))
 """
 
 
