@@ -70,6 +70,15 @@ def variants_of(a) -> list[Variant]:
     return VARIANTS + CAPTURED * (a.device == "cuda") + [COMPILED] * a.compile
 
 
+def turn_lengths(asked: int, batch_size: int, device: str) -> tuple[int, int]:
+    """How many steps a timed turn has, and the one before that warms up: past the first epoch, in which IKD only
+    collects. On a GPU the teacher works ahead, for up to an epoch of these few images, so that only whole epochs hold
+    its share of a step; and the first ones are for capturing.
+    """
+    epoch = IMAGES // batch_size
+    return (-(-asked // epoch) * epoch, 5 * epoch) if device == "cuda" else (asked, epoch + 3)
+
+
 def compare(variants, a) -> dict[str, tuple[float, float]]:
     """By variant, (median seconds a step, peak MiB)."""
     context = multiprocessing.get_context("spawn")
@@ -80,12 +89,10 @@ def compare(variants, a) -> dict[str, tuple[float, float]]:
         processes[-1].start()
     turns: dict[str, list[float]] = {variant.name: [] for variant in variants}
     peaks: dict[str, float] = {}
-    # On a GPU the teacher works ahead, for up to an epoch of these few images: whole epochs hold its share of a step.
-    epoch = IMAGES // a.batch_size
-    steps = -(-a.steps // epoch) * epoch if a.device == "cuda" else a.steps
-    for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
+    steps, warm_up = turn_lengths(a.steps, a.batch_size, a.device)
+    for turn in range(-1, a.turns):
         for name, pipe in pipes.items():
-            pipe.send(steps if turn >= 0 else (5 * epoch if a.device == "cuda" else epoch + 3))
+            pipe.send(steps if turn >= 0 else warm_up)
             seconds, peak = pipe.recv()
             if turn >= 0:
                 turns[name].append(seconds)

@@ -46,7 +46,7 @@ def train_all(processes, save_dir, teacher, methods):
 def student(save_dir, method):
     """The student's weights, without what counts steps, the lines of the log, and the folder."""
     folder = scripts.only(save_dir / "student_model", f"*_{method}_r:*")
-    state = torch.load(folder / "resnet8_last.pth", weights_only=True)["model"]
+    state = torch.load(folder / "resnet8_last.pth", weights_only=True, map_location="cpu")["model"]
     return weights(state), scripts.read_log(folder), folder
 
 

@@ -2,7 +2,12 @@
 import signal
 
 import pytest
+import torch
 
+import dataset
+from helper.teacher.plan import AHEAD, batches_ahead
+from helper.teacher.source import LiveTeacher
+from models import build
 from tests.end_to_end.test_resume import FAST, METHODS, assert_same, record
 from tests.support import images, scripts
 from tests.support.on_gpu import needs_gpu
@@ -38,3 +43,12 @@ def test_steps_of_images_from_files_are_captured(tmp_path):
         runs[name] = record(scripts.only(tmp_path / name / "student_model"))
     assert_same(runs["captured"][0]["resnet8_last.pth"]["model"], runs["eager"][0]["resnet8_last.pth"]["model"])
     assert_same(runs["captured"][1], runs["eager"][1])
+
+
+def test_the_teacher_works_ahead_on_images_in_memory_alone(tmp_path):
+    """Those in files would all be read before the first step."""
+    digits, device, reads = dataset.load("digits", ""), torch.device("cuda"), frozenset({"logits"})
+    files = dataset.load("folder", str(images.class_folders(tmp_path)), image_size=32, skip_unreadable=False)
+    for data, batches in ((digits, AHEAD // 16), (files, 1)):
+        teacher = LiveTeacher(build("resnet8", len(data.classes)).to(device), reads)
+        assert batches_ahead(data.train_views(device), teacher, reads, 16) == batches

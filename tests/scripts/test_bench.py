@@ -1,7 +1,8 @@
 """scripts/bench.py: what it says of methods beside kd."""
 import re
 
-from scripts.bench import operators_table
+from scripts.bench import operators_table, turn_lengths
+from scripts.timing.steps import IMAGES
 from tests.support import scripts
 
 SMALL = ("--teacher", "resnet14", "--student", "resnet8", "--batch_size", 8, "--classes", 10, "--turns", 1,
@@ -25,6 +26,12 @@ def test_methods_are_compared_with_kd_live_and_where_a_cache_can_hold_what_they_
 def test_another_method_is_refused():
     refused = scripts.run("scripts/bench.py", "--methods", "nothing", *SMALL)
     assert refused.returncode == 2 and "'nothing' is not a method" in refused.stderr
+
+
+def test_turns_on_a_gpu_are_whole_epochs_since_the_teacher_works_ahead():
+    epoch = IMAGES // 64
+    assert turn_lengths(30, 64, "cuda") == (2 * epoch, 5 * epoch) and turn_lengths(15, 64, "cuda")[0] == epoch
+    assert turn_lengths(20, 64, "cpu") == (20, epoch + 3)
 
 
 def test_operators_are_listed_by_their_time_and_no_time_at_all_is_said():

@@ -1,6 +1,7 @@
 """A small training on a CUDA device, as the tests of tests/gpu hold it against others."""
 import os
 import tempfile
+from functools import cache
 
 import pytest
 import torch
@@ -17,8 +18,13 @@ from models import build as build_network
 # What cuBLAS needs to repeat itself; it reads this when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-CACHE = tempfile.TemporaryDirectory(prefix="ikd-test-")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@cache
+def cache_dir():
+    """A folder for what is kept of teachers, as long as this process."""
+    return tempfile.TemporaryDirectory(prefix="ikd-test-")
 
 
 def few_digits(each=4):
@@ -39,12 +45,12 @@ def phases_of(flags, device=CUDA, student="resnet8", teacher="resnet8", data=Non
     data = data or few_digits()
     options = student_options(["--path_t", "t", "--model_s", student, "--learning_rate", "0.01", "--warm_up", "0",
                                "--init_epochs", "6", "--epochs", "6", "--batch_size", str(batch_size), *flags,
-                               "--cache_dir", CACHE.name, *([] if captured else ["--cuda_graph", "off"])])
+                               "--cache_dir", cache_dir().name, *([] if captured else ["--cuda_graph", "off"])])
     network = build_network(teacher, len(data.classes)).requires_grad_(False)
     trainee = build.make_student(options, data, network, device)
     views = data.train_views(device, "strong" in trainee.objective.reads)
     reads, classes = trainee.objective.reads, len(data.classes)
-    cache = Cache(CACHE.name, network, data, "float32", device, {"logits": classes}) if cached else None
+    cache = Cache(cache_dir().name, network, data, "float32", device, {"logits": classes}) if cached else None
     teaching = TeacherPlan(network, reads, "complete" if cached else "live", cache, {},
                            build_batch(data, device, batch_size), trainee.precision)
     return build.student_phases(options, trainee, network, teaching, views, Record(options, Earlier()))

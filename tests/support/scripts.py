@@ -31,8 +31,8 @@ class Process:
     """A running `python SCRIPT FLAGS` in the repository's root, or in another `root`."""
 
     def __init__(self, script, *flags, root=ROOT):
-        self.folder = tempfile.mkdtemp(prefix="ikd-test-")
-        self.out, self.err = (os.path.join(self.folder, name) for name in ("out", "err"))
+        self.folder = tempfile.TemporaryDirectory(prefix="ikd-test-")  # there as long as this object is
+        self.out, self.err = (os.path.join(self.folder.name, name) for name in ("out", "err"))
         self.pid = _ask({"root": str(root), "argv": [script, *(str(flag) for flag in flags)],
                          "out": self.out, "err": self.err})
 
