@@ -91,6 +91,12 @@ def test_the_losses_of_every_method_are_traced_as_they_are(method):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_compiled_losses_of_every_method_are_the_eager_ones(method, compiler):
+    assert_compiled_is_eager(*pair_of(method))
+
+
+@pytest.mark.slow
 def test_meters_are_the_eager_ones(compiler):
     eager, compiled = (Meters(["ce", "kd"], CPU) for _ in range(2))
     compiled.compile()

@@ -23,7 +23,7 @@ print("saved", flush=True)
 THREADS = """
 import sys, threading, time
 from helper.util import children
-for _ in range(16):
+for _ in range(8):
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 children.start([sys.executable, "-c", sys.argv[1]]).wait()
 """
