@@ -11,32 +11,28 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-CLASS_MEANS = {"method": "kd", "intra_T": 1, "means": "epoch"}
-# What else was trained with kd: drawn as single points.
-OTHERS = (("intra_T 4", CLASS_MEANS | {"intra_T": 4}, "^"), ("smoothed labels", CLASS_MEANS | {"means": "smooth"}, "s"))
-
-
-def rows_with(rows, wanted):
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+BASE = {"method": "kd", "intra_T": 1, "means": "epoch"}
+# Label, rows, marker, colour: what is trained with several weights is a line.
+SERIES = (("kd + IKD", BASE, "o-", "#0072B2"), ("dkd + IKD", BASE | {"method": "dkd"}, "D--", "#D55E00"),
+          ("kd + IKD, intra_T 4", BASE | {"intra_T": 4}, "^", "#009E73"),
+          ("kd + smoothed labels", BASE | {"means": "smooth"}, "s", "#CC79A7"))
 
 
 def main():
     rows = sorted(json.loads((HERE / "ikd_weight.json").read_text())["rows"], key=lambda row: row["avg"])
-    line = rows_with(rows, CLASS_MEANS)
+    weights = sorted({row["avg"] for row in rows})
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-    for ax, key, words, colour in ((panels[0], "last", "test accuracy after epoch 20, %", "#0072B2"),
-                                   (panels[1], "spread", "mean spread within classes", "#D55E00")):
-        ax.plot([row["avg"] for row in line], [row[key] for row in line], marker="o", color=colour, label="class means")
-        for label, wanted, marker in OTHERS:
-            found = rows_with(rows, wanted)
-            ax.plot([row["avg"] for row in found], [row[key] for row in found], marker, color=colour, mfc="white",
-                    label=label)
+    for ax, key, words in ((panels[0], "last", "test accuracy after epoch 20, %"),
+                           (panels[1], "spread", "mean spread within classes")):
+        for label, wanted, look, colour in SERIES:
+            held = [row for row in rows if wanted.items() <= row.items() and row[key] is not None]
+            ax.plot([row["avg"] for row in held], [row[key] for row in held], look, color=colour, label=label)
         ax.set(xlabel="weight of IKD (--avg)", ylabel=words)
         ax.set_xscale("symlog", linthresh=0.5)
-        ax.set_xticks([row["avg"] for row in line], [f"{row['avg']:g}" for row in line])
+        ax.set_xticks(weights, [f"{weight:g}" for weight in weights])
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
-    panels[1].legend(frameon=False)
+    panels[0].legend(frameon=False, fontsize="small")
     figure.savefig(HERE / "ikd_weight.png", dpi=150, metadata={"Software": None})
 
 
