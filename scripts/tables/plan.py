@@ -151,22 +151,22 @@ def plan(o: Namespace) -> Table:
     return table
 
 
-def schedule(epochs: int, warmup: bool, stage: bool) -> list[str]:
-    """The flags of a schedule of `epochs`, each mark moved in proportion, halves up: 20 -> decay 13,15,18, warm-up 2.
+def schedule(epochs: int, warmup: bool, stage: bool) -> dict[str, Any]:
+    """The options of a schedule of `epochs`, each mark moved in proportion, halves up: 20 -> decay 13,15,18, warm-up 2.
 
     stage: whether there is a first stage, which shrinks too
     """
     usual = default_recipe()
     if epochs == usual.epochs:
-        return []
+        return {}
 
     def scaled(mark):
         return math.floor(mark * epochs / usual.epochs + 0.5)
 
     decay = sorted({scaled(mark) for mark in usual.lr_decay_epochs} - {0})
-    flags = ["--epochs", str(epochs), "--lr_decay_epochs", ",".join(map(str, decay))]
-    flags += ["--warm_up", str(scaled(usual.warm_up))] if warmup else []
-    return flags + (["--init_epochs", str(max(1, scaled(usual.init_epochs)))] if stage else [])
+    return {"epochs": epochs, "lr_decay_epochs": ",".join(map(str, decay)),
+            **({"warm_up": scaled(usual.warm_up)} if warmup else {}),
+            **({"init_epochs": max(1, scaled(usual.init_epochs))} if stage else {})}
 
 
 @lru_cache(maxsize=1)
@@ -182,8 +182,9 @@ def _students(teacher, pair, spec, grid, trial, o):
 
     def argv(options, save_dir=o.save_dir):
         usual = {"--teacher_cache": "auto", "--cache_dir": cache}
+        marks = schedule(o.epochs or default_recipe().epochs, True, has_stage(method))  # which a grid may set
         return ["--path_t", teacher.path, "--model_s", pair.split("->")[1], *_flags(options), "--trial", trial,
-                *schedule(o.epochs or default_recipe().epochs, True, has_stage(method)), *_common(o, save_dir),
+                *_flags({name: mark for name, mark in marks.items() if name not in options}), *_common(o, save_dir),
                 *(x for flag, value in usual.items() if flag not in o.flags for x in (flag, value)), *o.flags]
 
     foreign = {flag.name[2:] for other in METHODS.values() for flag in flags_of(other)} - {
@@ -250,8 +251,8 @@ def _teacher(model, o):
         return Teacher(model, path, to_fetch=not os.path.exists(path))
     if source == "train":
         epochs = o.teacher_epochs or o.epochs or default_recipe().epochs
-        argv = ["--model", model, "--trial", TEACHER_TRIAL, *schedule(epochs, False, False), *_common(o, o.save_dir),
-                *o.teacher_flags]
+        argv = ["--model", model, "--trial", TEACHER_TRIAL, *_flags(schedule(epochs, False, False)),
+                *_common(o, o.save_dir), *o.teacher_flags]
         options = cli.teacher_options(argv)
         folder = os.path.join(o.save_dir, "models", teacher_folder(options))
         job = Job(os.path.basename(folder), folder, (_script("train_teacher.py"), *argv), options.epochs,

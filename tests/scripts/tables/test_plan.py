@@ -18,12 +18,11 @@ from tests.support.tables import GOOD, flat, options_of
 
 
 def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
-    assert schedule(20, True, True) == ["--epochs", "20", "--lr_decay_epochs", "13,15,18", "--warm_up", "2",
-                                        "--init_epochs", "3"]
-    assert schedule(240, True, True) == []
-    assert schedule(4, False, False) == ["--epochs", "4", "--lr_decay_epochs", "3,4"]
-    assert schedule(1, True, True)[2:] == ["--lr_decay_epochs", "1", "--warm_up", "0", "--init_epochs", "1"]
-    shorter = student_options(["--path_t", "t", *schedule(120, True, False)])
+    assert schedule(20, True, True) == {"epochs": 20, "lr_decay_epochs": "13,15,18", "warm_up": 2, "init_epochs": 3}
+    assert schedule(240, True, True) == {}
+    assert schedule(4, False, False) == {"epochs": 4, "lr_decay_epochs": "3,4"}
+    assert schedule(1, True, True) == {"epochs": 1, "lr_decay_epochs": "1", "warm_up": 0, "init_epochs": 1}
+    shorter = student_options(["--path_t", "t", *_flags(schedule(120, True, False))])
     usual = student_options(["--path_t", "t"])
     shorter, usual = learning_rates(shorter), learning_rates(usual)
     assert [shorter(e) for e in range(10, 121)] == [usual(2 * e) for e in range(10, 121)]
@@ -111,6 +110,15 @@ def test_a_grid_makes_a_row_of_each_combination_that_acts(dry_run):
                      *(("kd+IKD", avg, T, place) for avg in (0.5, 1) for T, place in ((2, apart), (4, plain)))]
     assert {o.cache_dir for script, o in commands if script == "train_student.py"} == {"out/teacher_cache"}
     assert {o.learning_rate for script, o in commands if script == "train_student.py"} == {0.1}
+
+
+def test_a_grid_may_set_the_marks_of_a_shorter_schedule(dry_run):
+    commands, _ = dry_run("--pairs", "resnet56:resnet20", "--methods", "kd,fsp", "--trials", "1", "--epochs", 24,
+                          "--grid", "warm_up=0,5 lr_decay_epochs=7,9;8 init_epochs=1,2")
+    runs = [(o.distill, o.epochs, o.warm_up, *o.lr_decay_epochs) for _, o in commands[1:]]
+    assert {o.init_epochs for _, o in commands[1:] if o.distill == "fsp"} == {1, 2}
+    assert set(runs) == {(method, 24, *marks) for method in ("kd", "fsp") for marks in (
+        (0, 7, 9), (0, 8), (5, 7, 9), (5, 8))}
 
 
 def test_a_grid_takes_lists_bare_flags_and_short_names(dry_run):
