@@ -175,8 +175,9 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help="which images --imbalance keeps and which labels --label_noise replaces; the same for all "
                             "trials")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
-    group.add_argument("--amp", default="none", choices=("none", "bf16"),
-                       help="bf16: the networks run in bfloat16; losses and BN statistics stay in float32")
+    group.add_argument("--amp", default="auto", choices=("auto", "none", "bf16"),
+                       help="bf16: the networks run in bfloat16; losses and BN statistics stay in float32; auto: with "
+                            "--fast, where the processor has units for it")
     group.add_argument("--channels_last", action="store_true", help="the memory format that convolutions prefer")
     group.add_argument("--compile", action="store_true",
                        help="networks, losses and meters through torch.compile, where it works; changes the last bits")
@@ -184,7 +185,7 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help="on CUDA: a step as one graph; auto: where the method allows it")
     group.add_argument("--fast", action="store_true",
                        help="what was measured fastest: --channels_last, --amp bf16 where the processor has units for "
-                            "it, and for students --teacher_cache auto")
+                            "it, and for students --teacher_cache auto; what is given beside it wins")
     group.add_argument("--sync_bn", action="store_true",
                        help="with torchrun on CUDA: batch norm over the whole batch, not over each process's share")
     group.add_argument("--tf32", default="on", choices=("on", "off"),

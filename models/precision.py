@@ -80,9 +80,9 @@ def precision_of(options: Namespace, device: torch.device) -> Precision:
     """What `--amp`, `--channels_last` and `--compile` ask for.
 
     `--fast` asks for the first two, as scripts/bench.py measured best on the CPU; bfloat16 only where there are units
-    for it.
+    for it, and `--amp` says nothing else.
     """
-    bf16 = options.amp == "bf16" or (options.fast and _has_bf16_units(device))
+    bf16 = options.amp == "bf16" or (options.amp == "auto" and options.fast and _has_bf16_units(device))
     return Precision(bf16, options.channels_last or options.fast, options.compile and cannot_compile(device) is None)
 
 

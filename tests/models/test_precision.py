@@ -72,7 +72,10 @@ def test_fast_sets_what_was_measured_best_on_this_device(units, monkeypatch):
     options = student_options(["--path_t", "t", "--fast"])
     assert precision_of(options, torch.device("cpu")) == Precision(bf16=units, channels_last=True)
     assert options.teacher_cache == "auto"
+    # What is given beside it wins.
     assert student_options(["--path_t", "t", "--fast", "--teacher_cache", "off"]).teacher_cache == "off"
+    float32 = student_options(["--path_t", "t", "--fast", "--amp", "none"])
+    assert precision_of(float32, torch.device("cpu")) == Precision(channels_last=True)
     plain = student_options(["--path_t", "t"])
     assert precision_of(plain, torch.device("cpu")) == FLOAT32 and plain.teacher_cache == "off"
 

@@ -13,7 +13,7 @@ def write_run(save, flags, tops, teacher="resnet56", teacher_top1=72.34, finishe
     """
     options = student_options(["--path_t", f"save/models/{teacher}_vanilla/ckpt_epoch_240.pth", "--model_s", student,
                                "--epochs", str(len(tops)), *flags.split()])
-    held = vars(options) | {"device": "cpu", "teacher_source": "live"} | settings
+    held = vars(options) | {"device": "cpu", "amp": "none", "teacher_source": "live"} | settings
     folder = save / "student_model" / student_folder(options, teacher)
     folder.mkdir(parents=True)
     best = max(range(len(tops)), key=lambda i: tops[i])
