@@ -174,7 +174,10 @@ def _with_config(argv):
         return argv
     try:
         with open(path, encoding="utf-8") as file:
-            settings = json.load(file)["settings"]
+            held = json.load(file)
+        # In bfloat16 where --fast came to that, so that another machine repeats it too.
+        decided = {"amp": "bf16"} if held.get("decisions", {}).get("amp") == "bf16" else {}
+        settings = held["settings"] | decided
         words = []
         for name, value in settings.items():
             if value is None or value is False or name in ("overwrite", "resume"):

@@ -110,6 +110,12 @@ def test_a_run_is_repeated_from_its_record_and_given_flags_win(tmp_path):
     assert vars(parse_student(given)[0]) == vars(first)
     again, _ = parse_student([*given, "--avg", "3", "--lr_decay_epochs", "5,7"])
     assert (again.avg, again.lr_decay_epochs, again.path_t) == (3, [5, 7], "t.pth")
+    # In the precision that --fast came to there, on another machine too.
+    args = folder.read_json("args.json")
+    (tmp_path / "fast.json").write_text(json.dumps({"settings": args["settings"] | {"amp": "auto", "fast": True},
+                                                    "decisions": {"amp": "bf16"}}))
+    fast = ["--config", str(tmp_path / "fast.json")]
+    assert parse_student(fast)[0].amp == "bf16" and parse_student([*fast, "--amp", "none"])[0].amp == "none"
     with pytest.raises(UsageError, match=r"--config .*none\.json cannot be read as an args.json"):
         parse_student(["--config", str(tmp_path / "none.json")])
 
