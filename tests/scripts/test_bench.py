@@ -1,8 +1,12 @@
 """scripts/bench.py: what it says of methods beside kd."""
+import argparse
+import multiprocessing
 import re
 
+import torch
+
 from scripts.bench import operators_table, turn_lengths
-from scripts.timing.steps import IMAGES
+from scripts.timing.steps import IMAGES, Variant, worker
 from tests.support import scripts
 
 SMALL = ("--teacher", "resnet14", "--student", "resnet8", "--batch_size", 8, "--classes", 10, "--turns", 1,
@@ -32,6 +36,15 @@ def test_turns_on_a_gpu_are_whole_epochs_since_the_teacher_works_ahead():
     epoch = IMAGES // 64
     assert turn_lengths(30, 64, "cuda") == (2 * epoch, 5 * epoch) and turn_lengths(15, 64, "cuda")[0] == epoch
     assert turn_lengths(20, 64, "cpu") == (20, epoch + 3)
+
+
+def test_what_is_timed_lets_cudnn_choose_as_training_does(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    pipe, end = multiprocessing.Pipe()
+    pipe.send(None)  # no turn at all
+    worker(end, Variant("", cached=True), argparse.Namespace(teacher="resnet8", student="resnet8", batch_size=8,
+                                                             classes=10, device="cpu"))
+    assert torch.backends.cudnn.benchmark
 
 
 def test_operators_are_listed_by_their_time_and_no_time_at_all_is_said():

@@ -1,7 +1,7 @@
 """A small training on a CUDA device, as the tests of tests/gpu hold it against others."""
 import os
 import tempfile
-from functools import cache
+from functools import lru_cache
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@cache
+@lru_cache
 def cache_dir():
     """A folder for what is kept of teachers, as long as this process."""
     return tempfile.TemporaryDirectory(prefix="ikd-test-")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.tables import wait_for
 
 RUNNER = """
 import sys
+import time
 sys.path.insert(0, {root!r})
 from helper.util.errors import guarded
 from scripts.tables.runner import Display, Job, Local, Logs, run_jobs
@@ -90,6 +92,19 @@ def test_stopped_in_any_way_no_run_is_left_and_all_continue(small, name, tmp_pat
     assert run_all(quick, tmp_path, stop) == {}
     assert all(progress_of(job)[0] == 40 for job in jobs)  # no epoch was trained twice
     assert f"after {before[0]}" in (tmp_path / "logs" / "s0.log").read_text()
+
+
+def test_a_second_signal_kills_runs_that_do_not_end(tmp_path):
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
+    plain = [("s", str(tmp_path / "run"), ("-c", deaf), 1)]
+    (tmp_path / "runner.py").write_text(RUNNER.format(root=str(scripts.ROOT), save=str(tmp_path), jobs=plain))
+    runner = scripts.Process(str(tmp_path / "runner.py"))
+    log = tmp_path / "logs" / "s.log"
+    wait_for(lambda: log.exists() and "deaf\n" in log.read_text())
+    for _ in range(2):
+        runner.signal(signal.SIGTERM)
+        time.sleep(1.5)
+    assert runner.wait(30) == 143 and "1 running run has been stopped" in runner.stdout
 
 
 def test_a_run_that_another_process_holds_is_waited_for(small, tmp_path, stop):
