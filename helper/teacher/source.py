@@ -1,6 +1,6 @@
 """Where a step's teacher outputs come from: what every source offers, and the three that there are."""
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,24 +10,23 @@ from models import Classifier, Outputs
 from models.precision import FLOAT32, Precision
 
 
-class TeacherSource(Protocol):
+class TeacherSource:
     """NoTeacher, LiveTeacher or CachedTeacher."""
 
     def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """Called before an epoch with its plan, (order, view) of the epoch's samples."""
+        """Called before an epoch with its plan, (order, view) of the epoch's samples, as dataset.epoch_plan."""
 
     def __call__(self, batch: Batch) -> Outputs:
         """The fields that the objective reads, float32, for the batch's views."""
+        raise NotImplementedError
 
     def gathers_on(self, device: torch.device) -> bool:
         """Whether a call does nothing but gather on this device, at most: then it may be part of a captured step."""
+        return False
 
 
-class NoTeacher:
+class NoTeacher(TeacherSource):
     """For runs that learn from the labels alone."""
-
-    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """Nothing to prepare."""
 
     def __call__(self, batch: Batch) -> Outputs:
         return Outputs()
@@ -36,7 +35,7 @@ class NoTeacher:
         return True
 
 
-class LiveTeacher:
+class LiveTeacher(TeacherSource):
     """A frozen teacher, in evaluation mode, that sees the student's views.
 
     reads: the fields of Outputs that are computed; no others are kept
@@ -46,9 +45,6 @@ class LiveTeacher:
         self.network, self.reads, self.precision = network.eval(), reads, precision
         self.frozen: Classifier | None = None  # made of the first images
 
-    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """Nothing to prepare."""
-
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         if not self.reads:
@@ -57,28 +53,21 @@ class LiveTeacher:
             self.frozen = self.precision.frozen(self.network, batch.images[:1])
         return self.precision.outputs(self.frozen, batch.images, self.reads, batch.strong)
 
-    def gathers_on(self, device: torch.device) -> bool:
-        return False
 
-
-class WithStrongView:
+class WithStrongView(TeacherSource):
     """A source of the usual view's outputs, beside a live teacher that sees the second view, which no cache holds."""
 
     def __init__(self, source: TeacherSource, live: LiveTeacher):
         self.source, self.live = source, live
 
-    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """Prepares the usual view's source."""
+    def start_epoch(self, plan):
         self.source.start_epoch(plan)
 
     def __call__(self, batch: Batch) -> Outputs:
         return self.source(batch)._replace(strong=self.live(batch).strong)
 
-    def gathers_on(self, device: torch.device) -> bool:
-        return False
 
-
-class CachedTeacher:
+class CachedTeacher(TeacherSource):
     """In the place of LiveTeacher: looks the outputs up by (index, view). Gathers only, so that nothing waits
     for the device where the tables are on it; where they are on the host, each step waits for one transfer.
 
@@ -91,8 +80,7 @@ class CachedTeacher:
                  fill: Callable[[tuple[Tensor, ...]], None] | None = None):
         self.tables, self.flip, self.fill = tables, flip, fill
 
-    def start_epoch(self, plan: tuple[Tensor, ...]) -> None:
-        """plan: (order, view) of the epoch's samples, as dataset.epoch_plan."""
+    def start_epoch(self, plan):
         if self.fill is not None:
             self.fill(plan)
 
