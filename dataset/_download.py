@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from dataset._base import DataError
 from helper.util.download import DownloadError, download
-from helper.util.files import wait_for_folder
+from helper.util.files import lock_folder
 
 
 def held(root: str, title: str) -> AbstractContextManager:
@@ -14,7 +14,7 @@ def held(root: str, title: str) -> AbstractContextManager:
     """
     try:
         os.makedirs(root, exist_ok=True)
-        return wait_for_folder(root, lambda: None, f"another process is preparing {title} in {root}: waiting")
+        return lock_folder(root, waiting=f"another process is preparing {title} in {root}: waiting")
     except OSError as error:
         if os.path.isdir(root):
             return nullcontext()

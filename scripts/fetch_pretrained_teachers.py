@@ -31,7 +31,7 @@ import pooch
 from helper.cli import Parser
 from helper.util.download import DownloadError, download
 from helper.util.errors import RunError, guarded, printable
-from helper.util.files import wait_for_folder, write_bytes
+from helper.util.files import lock_folder, write_bytes
 from models import CheckpointError, load_model
 
 TEACHERS = ("wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50")
@@ -50,7 +50,7 @@ def main():
                      f"{options.mirror}, unless they are there")
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".fetching"
-    with wait_for_folder(str(folder), lambda: None, f"another process is fetching into {folder}: waiting"):
+    with lock_folder(str(folder), waiting=f"another process is fetching into {folder}: waiting"):
         shutil.rmtree(staging, ignore_errors=True)  # what a killed process has left
         staging.mkdir()
         try:

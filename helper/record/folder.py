@@ -1,13 +1,12 @@
 """A run's folder, which one process at a time holds."""
+import contextlib
 import json
 import os
 import shutil
 from typing import Any
 
+from helper.util import files
 from helper.util.errors import RunError, UsageError
-from helper.util.files import Damaged, lock_folder, read_torch, remove_partials, write_bytes, write_json, write_torch
-
-LOCK = ".lock"
 
 
 class RunFolder:
@@ -20,10 +19,10 @@ class RunFolder:
         self.path = path
         try:
             os.makedirs(path, exist_ok=True)
-            self.lock = lock_folder(path)
+            self.lock = files.lock_folder(path)
         except OSError as error:
             raise UsageError(f"cannot write to {path} ({error.strerror}): give another --save_dir") from None
-        remove_partials(path)
+        files.remove_partials(path)
 
     def __truediv__(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -43,7 +42,7 @@ class RunFolder:
 
     def read_torch(self, name: str) -> dict | None:
         """As read_json, of what write_torch wrote; every byte is checked against the file's checksums."""
-        return self._read(name, read_torch)
+        return self._read(name, files.read_torch)
 
     def write(self, name: str, content: Any) -> None:
         """Write a file whole: an object as .json, tensors and plain data as .pth, else bytes.
@@ -51,7 +50,7 @@ class RunFolder:
         Raises OSError, RunError where the folder is no longer this process's.
         """
         self._check_lock()
-        how = {".json": write_json, ".pth": write_torch}.get(os.path.splitext(name)[1], write_bytes)
+        how = {".json": files.write_json, ".pth": files.write_torch}.get(os.path.splitext(name)[1], files.write_bytes)
         how(self / name, content)
 
     def remove(self, name: str) -> None:
@@ -62,7 +61,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove all but the lock."""
         for entry in list(os.scandir(self.path)):
-            if entry.name != LOCK:
+            if entry.name != files.LOCK:
                 (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove)(entry.path)
 
     def _read(self, name, load):
@@ -71,18 +70,15 @@ class RunFolder:
         try:
             with open(self / name, "rb") as file:
                 return load(file)
-        except (ValueError, RecursionError, Damaged):
+        except (ValueError, RecursionError, files.Damaged):
             raise UsageError(f"{self / name} is damaged: bring it back from a copy, "
                              "or give --overwrite to start anew") from None
 
     def _check_lock(self):
         """A folder whose lock was removed may be another process's by now."""
-        held = os.fstat(self.lock.fileno())
-        try:
-            there = os.stat(self / LOCK)
-        except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            raise RunError(f"{self / LOCK} was removed or replaced while this run held it, so another process may "
-                           "train in its folder: nothing more is written; give the same command to continue, once no "
-                           "other runs")
+        path = self / files.LOCK
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(self.lock.fileno())):
+                return
+        raise RunError(f"{path} was removed or replaced while this run held it, so another process may train in its "
+                       "folder: nothing more is written; give the same command to continue, once no other runs")

@@ -9,16 +9,15 @@ import os
 import resource
 import stat
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
 
 from helper.util.errors import UsageError
 
-PARTIAL = ".partial"
+PARTIAL, LOCK = ".partial", ".lock"
 # How a file of torch.save begins.
 ZIP = b"PK\x03\x04"
 # What open() would take away from a new file's permissions, and mkstemp does not look at.
@@ -143,38 +142,19 @@ def _memory_limit(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def lock_folder(folder: str):
+def lock_folder(folder: str, waiting: str | None = None):
     """Hold `folder` until the process ends or the returned file is closed.
 
-    Raises UsageError if another process holds it.
+    waiting: where another process holds it, print this and wait
+    Raises UsageError if another process holds it and `waiting` is not given.
     """
-    file = _lock(folder)
-    if file is None:
-        raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial")
-    return file
-
-
-def wait_for_folder(folder: str, stop: Callable[[], None], message: str):
-    """As lock_folder, but where another process holds the folder print `message` once and wait for it.
-
-    stop: called while waiting; may raise to give up
-    """
-    file = _lock(folder)
-    if file is None:
-        print(message, flush=True)
-    while file is None:
-        stop()
-        time.sleep(0.2)
-        file = _lock(folder)
-    return file
-
-
-def _lock(folder):
-    """The open lock file, or None where another process holds it."""
-    file = open(os.path.join(folder, ".lock"), "a+")  # noqa: SIM115 (held by the caller)
+    file = open(os.path.join(folder, LOCK), "a+")  # noqa: SIM115 (held by the caller)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        return None
+        if waiting is None:
+            file.close()
+            raise UsageError(f"another process is training in {folder}: wait for it, or give another --trial") from None
+        print(waiting, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
     return file
