@@ -148,8 +148,8 @@ class Cache:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write to {self.folder} ({error.strerror}): give another --cache_dir") from None
-        with self._locks() as locks:
-            while not locks.take(0):
+        with open(self._path(".lock"), "a+") as locks:
+            while not _take(locks, 0):
                 stop()
                 time.sleep(0.1)
             remove_partials(self.folder)
@@ -193,7 +193,7 @@ class Cache:
             return
         ends = np.arange(BLOCK * self.shape[1], self.rows, BLOCK * self.shape[1])
         blocks = [(i + 1, part) for i, part in enumerate(np.split(rows, np.searchsorted(rows, ends))) if len(part)]
-        with (self._locks() as locks, contextlib.ExitStack() as stack,
+        with (open(self._path(".lock"), "a+") as locks, contextlib.ExitStack() as stack,
               progress("teacher cache", len(rows), unit=" views") as bar):
             files = {name: stack.enter_context(open(self._path(f"{name}.bin"), "r+b")) for name in fields}
             marks = {name: np.memmap(self._path(f"{name}.sums"), np.uint32, "r+") for name in fields}
@@ -201,11 +201,11 @@ class Cache:
                 busy = []
                 for number, part in blocks:
                     done = len(rows) - int(_missing(marks, rows).sum())
-                    if locks.take(number):
+                    if _take(locks, number):
                         batch_size = self._compute(
                             part[_missing(marks, part)], marks, files, network, views, batch_size, stop,
                             lambda here, done=done: bar.update(done + here - bar.n))
-                        locks.let_go(number)
+                        fcntl.lockf(locks, fcntl.LOCK_UN, 1, number)
                     else:
                         busy.append((number, part))
                         bar.update(done - bar.n)
@@ -339,9 +339,6 @@ class Cache:
             if hasattr(os, "posix_fallocate"):  # not on macOS
                 os.posix_fallocate(file.fileno(), 0, size)
 
-    def _locks(self):
-        return contextlib.closing(_Locks(self._path(".lock")))
-
     def _path(self, name):
         return os.path.join(self.folder, name)
 
@@ -367,24 +364,14 @@ def _missing(marks, rows):
     return np.any([mark[rows] == 0 for mark in marks.values()], axis=0)
 
 
-class _Locks:
-    """The locks of a folder, by number: one process at a time holds each, until it lets go or ends."""
-
-    def __init__(self, path):
-        self.file = open(path, "a+")  # noqa: SIM115 (closed by close)
-
-    def take(self, number) -> bool:
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):  # either, by the system
-            return False
-        return True
-
-    def let_go(self, number):
-        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number)
-
-    def close(self):
-        self.file.close()
+def _take(locks, number):
+    """Take one of the locks of an open file, by number, until it is let go or the file is closed; False where another
+    process holds it."""
+    try:
+        fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except (BlockingIOError, PermissionError):  # either, by the system
+        return False
+    return True
 
 
 def size(count: int) -> str:
