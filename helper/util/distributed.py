@@ -104,11 +104,7 @@ def broadcast_from_rank0(make: Callable[[], Any]) -> Any:
 
 def all_reduce_max(number: int) -> int:
     """The largest of all processes' numbers."""
-    if world_size() == 1:
-        return number
-    value = torch.tensor(number)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value.item())
+    return int(_reduced(torch.tensor(number), dist.ReduceOp.MAX))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
