@@ -79,8 +79,7 @@ def parse_teacher(argv: list[str]) -> tuple[Options, list[str]]:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown, parser, ())
-    _resolve_learning_rate(options, options.model)
-    _check_optimizer(options)
+    _resolve_optimizer(options, options.model)
     options.trial = str(options.trial)
     notes = _schedule_warnings(options)
     return _frozen(options, notes), notes
@@ -104,20 +103,15 @@ def parse_student(argv: list[str]) -> tuple[Options, list[str]]:
     if options.path_t is None:
         raise UsageError("--path_t is missing: give a teacher's checkpoint, such as "
                          "./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth")
-    # Without defaults: what the command line itself gives.
-    parser._defaults.clear()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    given = vars(parser.parse_args(argv)).keys()
-    unread = [name for name in ignored if hasattr(options, name[2:])]
+    given = {word.split("=")[0] for word in argv}
+    unread = [name for name in ignored if name in given]
     for name in unread:
         delattr(options, name[2:])
-    _resolve_learning_rate(options, options.model_s)
-    _check_optimizer(options)
+    _resolve_optimizer(options, options.model_s)
     method.resolve(options)
     if options.teacher_cache not in ("off", "auto", "on"):
         options.teacher_cache, options.cache_dir = "on", options.teacher_cache
-    elif options.fast and "teacher_cache" not in given:
+    elif options.fast and "--teacher_cache" not in given:
         options.teacher_cache = "auto"
     notes = _student_notes(options, given, unread)
     return _frozen(options, notes), notes
@@ -182,22 +176,16 @@ def _with_config(argv):
         for name, value in settings.items():
             if value is None or value is False or name in ("overwrite", "resume"):
                 continue
-            flag = {"gamma": "-r", "alpha": "-a", "beta": "-b"}.get(name, f"--{name}")
-            if value is not True:
-                value = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [flag] if value is True else [f"{flag}={value}" if flag.startswith("--") else f"{flag}{value}"]
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"--{name}" if value is True else f"--{name}={text}")
         return [*words, *argv]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--config {path} cannot be read as an args.json ({error}): give the one of a run") from None
 
 
-def _resolve_learning_rate(options, model):
-    if options.learning_rate is None:
-        mobile = model in flags.MOBILE_NETWORKS
-        options.learning_rate = flags.MOBILE_LEARNING_RATE if mobile else flags.LEARNING_RATE
-
-
-def _check_optimizer(o):
+def _resolve_optimizer(o, model):
+    if o.learning_rate is None:
+        o.learning_rate = flags.MOBILE_LEARNING_RATE if model in flags.MOBILE_NETWORKS else flags.LEARNING_RATE
     dot = getattr(o, "optimizer", "sgd") == "dot"
     if o.nesterov and (dot or o.momentum == 0):
         raise UsageError("--nesterov is for --optimizer sgd with a --momentum above 0: leave it out")
@@ -237,10 +225,10 @@ def _student_notes(o, given, unread):
     lines = _schedule_warnings(o)
     if o.avg == 0:
         lines += [f"warning   --{name} has no effect without the IKD term: give --avg"
-                  for name in ("intra_T", "ikd_means") if name in given]
+                  for name in ("intra_T", "ikd_means") if f"--{name}" in given]
     elif o.epochs == 1:
         lines.append("warning   --avg has no effect in one epoch: IKD begins with the second")
-    if o.avg == 0 and o.warm_up > 1 and not {"warm_up", "recipe"} & set(given):
+    if o.avg == 0 and o.warm_up > 1 and not {"--warm_up", "--wram_up", "--recipe"} & given:
         lines.append(f"note      a warm-up of {o.warm_up} epochs, as in IKD's code; the CRD benchmark has none: "
                      "--warm_up 0")
     if unread:
