@@ -130,7 +130,9 @@ def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, te
             module.requires_grad_(False)
     source = teaching.open(views, lambda: record.stop_if_asked(together=False))
     if needs_all_views(options):
-        _fix_means(objective, source, views, setup.num_classes)
+        ikd = objective.terms["ikd"]
+        assert isinstance(ikd, IKD) and isinstance(source, CachedTeacher)  # plan_teacher has seen to that
+        ikd.fix_means(*source.class_sums(views.labels, setup.num_classes))
     ahead = batches_ahead(views, source, objective.reads, options.batch_size)
     yield _main_phase(options, trainee, DistillLoader(views, source, options.batch_size, ahead,
                                                       _deferred(trainee, source, views)))
@@ -259,12 +261,6 @@ def _check_single_images(network, options, data):
                          "--batch_size") from None
     finally:
         network.load_state_dict(state)
-
-
-def _fix_means(objective, source, views, num_classes):
-    term = objective.terms["ikd"]
-    assert isinstance(term, IKD) and isinstance(source, CachedTeacher)  # plan_teacher has seen to that
-    term.fix_means(*source.class_sums(views.labels, num_classes))
 
 
 def _deferred(trainee, source, views):

@@ -52,17 +52,14 @@ def outputs(network: Classifier, test: EvalData, precision: Precision = FLOAT32,
     """
     batch_size = min(batch_size or (2000 if test.labels.is_cuda else 500), len(test))
     own, training = distributed.own_slice(len(test)), network.training
-    bar = progress(what, own.stop - own.start, unit=" images", file=file) if what else None
     network.eval()
     try:
-        for images, labels in test.batches(batch_size, own):
-            yield precision.outputs(network, images, fields), labels
-            if bar is not None:
+        with progress(what, own.stop - own.start, unit=" images", file=file) as bar:
+            for images, labels in test.batches(batch_size, own):
+                yield precision.outputs(network, images, fields), labels
                 bar.update(len(labels))
     finally:
         network.train(training)
-        if bar is not None:
-            bar.close()
 
 
 def evaluate(network: Classifier, test: EvalData, precision: Precision = FLOAT32, batch_size: int | None = None,

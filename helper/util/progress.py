@@ -28,6 +28,7 @@ def progress(what: str, total: int | None, initial: int = 0, unit: str = "", uni
     """How far `total` items are (None: unknown), with the time left: `with progress(...) as bar: bar.update(n)`.
 
     On a terminal a bar that vanishes at its end; elsewhere a line every PAUSE seconds, nothing of what is shorter.
+    Without a title nothing is shown.
 
     initial: how many are done already; unit_scale: whether counts are shown as 1.2k or 3.4M
     file: where to, by default standard output
@@ -37,4 +38,4 @@ def progress(what: str, total: int | None, initial: int = 0, unit: str = "", uni
     pause = {"mininterval": 0.2} if live else {
         "mininterval": PAUSE, "maxinterval": PAUSE, "miniters": 1, "delay": PAUSE, "bar_format": _IN_A_LOG}
     return (tqdm if live else _Lines)(total=total, initial=initial, desc=what, unit=unit, unit_scale=unit_scale,
-                                      file=file, leave=False, dynamic_ncols=live, **pause)
+                                      file=file, leave=False, dynamic_ncols=live, disable=not what, **pause)
