@@ -1,7 +1,6 @@
 """Class attention transfer.
 
 Guo, Yan, Li and Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023.
-Mean squared difference of both networks' class activation maps, pooled to r x r.
 
 The authors' networks have no bias in the classifier, and their teacher's is dropped. Here both keep it: it takes
 no part in the maps.

@@ -1,8 +1,6 @@
 """Distillation from a stronger teacher.
 
 Huang, You, Wang, Qian and Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
-T^2 * (beta * (1 - mean correlation of rows) + gamma * (1 - mean correlation of columns)) of the softened
-predictions, rows being images, columns classes.
 
 Settings: the authors' for CIFAR-100 (T 4, both weights 2, cross-entropy 1).
 """

@@ -1,7 +1,6 @@
 """Decoupled knowledge distillation.
 
 Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022.
-T^2 * (alpha * TCKD + beta * NCKD), batch mean.
 """
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ __all__ = ["DKD"]
 
 
 class DKD(nn.Module):
-    """The decoupled loss (Zhao et al. 2022, equation 7).
+    """T^2 * (alpha * TCKD + beta * NCKD) (Zhao et al. 2022, equation 7), batch mean.
 
     TCKD is the KL between the binary distributions (label, all others), NCKD the KL between the
     distributions over the classes other than the label. Both are computed in log space, so that

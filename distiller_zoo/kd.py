@@ -1,7 +1,6 @@
 """Knowledge distillation.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
-T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), batch mean.
 """
 from argparse import Namespace
 from collections.abc import Callable

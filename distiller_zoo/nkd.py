@@ -2,7 +2,6 @@
 
 Yang, Zeng, Zheng, Liu, Yuan and Li, "From Knowledge Distillation to Self-Knowledge Distillation:
 A Unified Approach with Normalized Loss and Customized Soft Labels", ICCV 2023.
--mean p_t(y) log p_s(y) - gamma * T^2 * mean sum over k != y of p^_t(k) log p^_s(k).
 """
 from torch import Tensor, nn
 

@@ -1,7 +1,6 @@
 """Weighted transformed teacher matching.
 
 Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024.
-beta * mean n_i * KL(q_i / n_i || p_s,i) with q = p_t^gamma and n its sum.
 """
 from torch import Tensor, nn
 
