@@ -1,4 +1,5 @@
 """A table from records of runs: rows of equal settings, means and deviations over trials, paired differences."""
+import itertools
 import os
 import statistics
 from dataclasses import dataclass
@@ -45,49 +46,42 @@ class Row:
 
 
 def rows_of(records: list[Record], save_dir: str, asked: list[dict] | None = None) -> list[Row]:
-    """The rows of these runs: in the order of `asked`, pair by pair, or by pair, method and settings.
+    """The rows of these runs: in the order of `asked`, or by pair, method and settings.
 
     asked: the runs of a table ({"name", "folder", "pair", "method", "variant", "trial"}), finished or not, and no
         others; None: all finished runs.
     """
     by_folder, logs = {os.path.relpath(record.folder, save_dir): record for record in records}, Logs(save_dir)
-    runs = _finished(by_folder) if asked is None else asked
-    groups: dict[tuple, dict[str, Record]] = {}
+    groups: dict[tuple, dict[tuple, dict[str, Record]]] = {}
     missing: dict[tuple, dict[str, str]] = {}
-    order: dict[tuple, int] = {}
-    for run in runs:
+    for run in _finished(by_folder) if asked is None else asked:
         record, place = by_folder.get(run["folder"]), (run["pair"], run["method"], run["variant"])
-        order.setdefault(place, len(order))
+        alike, lost = groups.setdefault(place, {}), missing.setdefault(place, {})
         if record is not None and record.result:
             # The same trial twice is one run's result twice: of the labels alone with two teachers.
-            groups.setdefault((*place, _ordered(record.identity)), {}).setdefault(run["trial"], record)
+            alike.setdefault(_ordered(record.identity), {}).setdefault(run["trial"], record)
         else:
-            missing.setdefault(place, {})[run["trial"]] = _state(record, logs.failed(run["name"]))
-    for place in missing:  # a row of which nothing is there is a row all the same
-        if not any(key[:-1] == place for key in groups):
-            groups.setdefault((*place, ()), {})
-    pairs = list(dict.fromkeys(run["pair"] for run in runs))
+            lost[run["trial"]] = _state(record, logs.failed(run["name"]))
     rows = []
-    for key in sorted(groups, key=lambda key: (pairs.index(key[0]), order[key[:-1]], key[-1])):
-        found, (pair, method, variant, _) = [groups[key][trial] for trial in sorted(groups[key], key=_natural)], key
-        rows.append(Row(pair, method, variant, found[0].identity if found else {}, tuple(found),
-                        missing.get((pair, method, variant), {})))
+    for place, alike in groups.items():
+        for _, trials in sorted(alike.items()) or [((), {})]:  # a row of which nothing is there is a row all the same
+            found = tuple(trials[trial] for trial in sorted(trials, key=_natural))
+            rows.append(Row(*place, found[0].identity if found else {}, found, missing[place]))
     return rows
 
 
 def _finished(by_folder):
     """What `asked` says of all finished runs; one on the labels alone stands for every pair of its student."""
+    finished = {folder: record for folder, record in by_folder.items() if record.result}
     runs = []
-    for folder, record in by_folder.items():
-        if record.result:
-            pairs = {record.pair} if record.method != "ce" else {
-                other.pair for other in by_folder.values()
-                if other.result and other.settings["model_s"] == record.settings["model_s"]}
-            runs += [{"name": record.name, "folder": folder, "pair": pair, "method": record.method, "variant": "",
-                      "trial": record.trial} for pair in pairs]
-    usual = ["ce", *published.TABLES["methods"]["methods"]]
-    return sorted(runs, key=lambda run: (run["pair"], *(
-        (usual.index(run["method"]), "") if run["method"] in usual else (len(usual), run["method"])), run["folder"]))
+    for folder, record in finished.items():
+        pairs = {record.pair} if record.method != "ce" else {
+            other.pair for other in finished.values() if other.settings["model_s"] == record.settings["model_s"]}
+        runs += [{"folder": folder, "pair": pair, "method": record.method, "variant": "", "trial": record.trial}
+                 for pair in pairs]
+    usual = {name: i for i, name in enumerate(["ce", *published.TABLES["methods"]["methods"]])}
+    return sorted(runs, key=lambda run: (run["pair"], usual.get(run["method"], len(usual)), run["method"],
+                                         run["folder"]))
 
 
 def _ordered(identity):
@@ -112,38 +106,40 @@ def _state(record, reason):
 
 
 def spread(values: list[float]) -> dict:
-    """mean, sample standard deviation (None for one value), n."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None,
-            "n": len(values)} if values else {"mean": None, "std": None, "n": 0}
+    """mean (None for no value), sample standard deviation (None for fewer than two), n, values."""
+    return {"mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None, "n": len(values), "values": values}
 
 
 def compared(row: Row) -> dict | None:
     """The published figure of a row's place, and what the row's is more than that: last with last, best with best;
     where it is not stated which, the last."""
-    figure = published.figure(row.identity.get("dataset", ""), row.pair, row.method)
+    figure = published.figure(row.identity["dataset"], row.pair, row.method)
     if figure is None:
         return None
-    ours = spread(row.values("best" if figure.epoch == "best" else "last"))["mean"]
-    return {"top1": figure.top1, "source": figure.source, "epoch": figure.epoch, "difference": ours - figure.top1}
+    ours = statistics.fmean(row.values("best" if figure.epoch == "best" else "last"))
+    return figure._asdict() | {"difference": ours - figure.top1}
 
 
 def table(title: str, rows: list[Row], with_significance: bool) -> dict:
     """Everything that a report shows, as plain data: what report.json holds."""
     full = [row for row in rows if row.records]
+    records = [record for row in full for record in row.records]
     common = _shared(full)
-    sources = sorted({c["source"] for row in full if (c := compared(row))} | {
-        f.source for row in full if (f := published.figure(row.identity["dataset"], row.pair, "teacher"))})
+    blocks = [_pair(pair, [row for row in rows if row.pair == pair], common)
+              for pair in dict.fromkeys(row.pair for row in rows)]
+    figures = [figure for block in blocks for figure in (
+        block["teacher_published"], *(row["published"] for row in block["rows"])) if figure]
     return {
         "title": printable(title),
         "cautions": cautions(full),
-        "pairs": [_pair(pair, [row for row in rows if row.pair == pair], common)
-                  for pair in dict.fromkeys(row.pair for row in rows)],
+        "pairs": blocks,
         "settings": common,
-        "sources": {key: published.SOURCES[key] for key in sources},
+        "sources": {key: published.SOURCES[key] for key in sorted({figure["source"] for figure in figures})},
         "significance": significance(full) if with_significance else None,
-        "versions": {"torch": sorted({r.torch for row in full for r in row.records}),
-                     "commit": sorted({r.commit for row in full for r in row.records if r.commit})},
-        "commands": list(dict.fromkeys(record.command for row in full for record in row.records)),
+        "versions": {"torch": sorted({record.torch for record in records}),
+                     "commit": sorted({record.commit for record in records if record.commit})},
+        "commands": list(dict.fromkeys(record.command for record in records)),
     }
 
 
@@ -155,14 +151,14 @@ def _pair(pair, rows, common):
         "pair": pair,
         "settings": own,
         "teacher_top1": _teacher(full),
-        "teacher_published": figure and {"top1": figure.top1, "source": figure.source, "epoch": figure.epoch},
+        "teacher_published": figure and figure._asdict(),
         "rows": [{
             "method": row.method,
             "name": name_in(row, rows),
             "settings": {key: value for key, value in row.identity.items() if key not in common | own},
             "trials": [record.trial for record in row.records],
-            "last": spread(row.values("last")) | {"values": row.values("last")},
-            "best": spread(row.values("best")) | {"values": row.values("best")},
+            "last": spread(row.values("last")),
+            "best": spread(row.values("best")),
             "published": compared(row) if row.records else None,
             "remarks": remarks(row.records[0].settings, pair) if row.records else [],
             "missing": row.missing,
@@ -222,14 +218,11 @@ def significance(rows: list[Row]) -> list[dict]:
     interval: of the mean, by the percentile bootstrap over trials; None for fewer than 2
     """
     found = []
-    for i, row in enumerate(rows):
-        for other in rows[i + 1:]:
-            if other.pair != row.pair or not _comparable(row.identity, other.identity):
-                continue
-            mine, theirs = ({r.trial: r.final["last"]["top1"] for r in x.records} for x in (row, other))
-            common = [trial for trial in mine if trial in theirs]
-            if not common:
-                continue
+    for row, other in itertools.combinations(rows, 2):
+        shared = (set(row.identity) & set(other.identity)) - BY_ROW - SOURCE
+        mine, theirs = ({r.trial: r.final["last"]["top1"] for r in x.records} for x in (row, other))
+        common = [trial for trial in mine if trial in theirs]
+        if common and row.pair == other.pair and all(row.identity[key] == other.identity[key] for key in shared):
             differences = np.array([theirs[trial] - mine[trial] for trial in common])
             found.append({"pair": row.pair, "method": name_in(other, rows), "against": name_in(row, rows),
                           "trials": common, "mean": float(differences.mean()), "interval": bootstrap(differences)})
@@ -251,8 +244,3 @@ def name_in(row: Row, rows: list[Row]) -> str:
     keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
     differ = ", ".join(setting(key, row.identity[key]) for key in keys) or row.variant
     return f"{row.method} ({differ})" if differ else row.method
-
-
-def _comparable(a, b):
-    shared = (set(a) & set(b)) - BY_ROW - SOURCE
-    return all(a[key] == b[key] for key in shared)
