@@ -36,7 +36,8 @@ from helper.util.errors import guarded
 from helper.util.nested import tensors
 from models import model_dict
 from scripts.pages import markdown_table
-from scripts.tables.presets import FLAGS, weights
+from scripts.tables.plan import as_flags
+from scripts.tables.presets import weights
 from scripts.timing.steps import IMAGES, Variant, our_phase, steps_of, steps_of_phase, synchronize, worker
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -113,8 +114,7 @@ def methods_table(a, device) -> str:
     specs = [*METHODS, *variants, "kd+IKD"] if a.methods == "all" else a.methods.split(",")
     steps, memory = {}, {}
     for spec in dict.fromkeys(["kd", *specs]):
-        loss = [x for name, value in weights(spec, f"{a.teacher}->{a.student}").items()
-                for x in (FLAGS.get(name, f"--{name}"), value if isinstance(value, str) else f"{value:g}")]
+        loss = as_flags(weights(spec, f"{a.teacher}->{a.student}"))
         for cached in (False, True):
             phase = our_phase(Variant("", cached), a, device, EPOCH * a.batch_size, loss)
             if not (cached and unstored(phase.objective.reads)):

@@ -17,7 +17,7 @@ from helper.record.published import SCHEDULES, SOURCES, WEIGHTS
 from helper.util.errors import RunError, guarded
 from helper.util.files import write_bytes
 from scripts.pages import markdown_table
-from scripts.tables.presets import FLAGS
+from scripts.tables.words import FLAGS
 
 DOCS = Path(__file__).parent.parent / "docs"
 

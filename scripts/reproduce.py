@@ -31,7 +31,7 @@ from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_json
 from helper.util.stop import StopRequest
 from models import load_model
-from scripts.tables.plan import ROOT, Table, grid_of, pair_of, plan, reserved
+from scripts.tables.plan import ROOT, Table, default_recipe, grid_of, pair_of, plan, reserved
 from scripts.tables.report import write_report
 from scripts.tables.runner import Display, Local, Logs, run_jobs, slots
 from scripts.tables.slurm import Slurm
@@ -79,9 +79,8 @@ def options_of(argv):
                             '--grid "avg=0.5,1,2 intra_T=1,4 kd_T=2,4"; a method takes those that it reads, a method '
                             "with +IKD also avg and intra_T (6.5 and 1, published for resnet32x4:resnet8x4 with dkd "
                             "alone)")
-    group.add_argument("--epochs", type=positive_int, metavar="N",
-                       help="a shorter or longer schedule: decay, warm-up and first stages move in proportion "
-                            "(default 240)")
+    group.add_argument("--epochs", type=positive_int, default=default_recipe().epochs, metavar="N",
+                       help="a shorter or longer schedule: decay, warm-up and first stages move in proportion")
     group.add_argument("--dataset", default="cifar100", choices=LOADERS, metavar="NAME", help="data set")
     group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
     group.add_argument("--flags", type=shlex.split, default="", metavar="TEXT",

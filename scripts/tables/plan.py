@@ -19,7 +19,8 @@ from helper.record.records import has_stage, label, read_result, read_run, witho
 from helper.record.run import RESUME_IGNORED_OPTIONS
 from helper.util.errors import UsageError
 from models import load_model, model_dict
-from scripts.tables.presets import FLAGS, remarks, weights
+from scripts.tables.presets import remarks, weights
+from scripts.tables.words import FLAGS, setting
 
 ROOT = Path(__file__).resolve().parents[2]
 # Flags that a table sets itself, and where to say instead what they say.
@@ -34,7 +35,6 @@ RESOLVED = {"device", "amp", "channels_last", "teacher_source", "teacher_cache",
 OF_IKD = {"avg", "intra_T", "ikd_means"}
 # What the name of a run's folder tells; runs that differ in other settings need folders of their own.
 IN_THE_NAME = {*FLAGS, "avg", "intra_T", "imbalance", "label_noise", "data_seed"}
-TEACHER_TRIAL = "0"
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,20 @@ def plan(o: Namespace) -> Table:
     if not asked or not methods:
         raise UsageError(f"say which table: --table {'|'.join(published.TABLES)}, or --pairs and --methods "
                          "(such as --pairs resnet56:resnet20 --methods ce,kd,dkd+IKD)")
-    grid = o.grid or {name: list(map(str, values)) for name, values in named.get("grid", {}).items()}
-    found = {text: _teacher(text, o) for text in dict.fromkeys(pair.split("->")[0] for pair in asked)}
-    teachers = {teacher.model: teacher for teacher in found.values()}
-    pairs = tuple(f"{found[text].model}->{student}" for text, student in (pair.split("->") for pair in asked))
-    jobs: dict[Any, Job] = {teacher.job.name: teacher.job for teacher in teachers.values() if teacher.job}
+    grid = o.grid or named.get("grid", {})
+    split = [pair.split("->") for pair in asked]
+    found = {text: _teacher(text, o) for text in dict.fromkeys(text for text, _ in split)}
+    pairs = {f"{found[text].model}->{student}": found[text] for text, student in split}
+    teachers = tuple(dict.fromkeys(pairs.values()))
+    jobs: dict[Any, Job] = {teacher.job.name: teacher.job for teacher in teachers if teacher.job}
     unread = set(grid)
-    if twice := [name for name in grid if _flags({name: "on"})[0] in o.flags]:
+    if twice := [name for name in grid if as_flags({name: "on"})[0] in o.flags]:
         raise UsageError(f"--flags and --grid both set {', '.join(twice)}: leave it out of --flags")
     # Trial by trial: a table that is stopped early has one of everything.
-    for trial, pair, spec in itertools.product(o.trials, pairs, methods):
+    for trial, (pair, teacher), spec in itertools.product(o.trials, pairs.items(), methods):
         if spec in named.get("without", {}).get(pair, []):
             continue
-        read, students = _students(teachers[pair.split("->")[0]], pair, spec, grid, trial, o)
+        read, students = _students(teacher, pair, spec, grid, trial, o)
         unread -= read
         for job in students:
             # The labels alone do not depend on the teacher: one run serves all pairs of a student.
@@ -145,8 +146,7 @@ def plan(o: Namespace) -> Table:
     if unread:
         raise UsageError(f"--grid: no method of this table reads {', '.join(sorted(unread))}: leave it out, or give "
                          "other --methods")
-    table = Table(_title(named.get("title", "Table"), o), pairs, tuple(jobs.values()), tuple(teachers.values()),
-                  o.save_dir)
+    table = Table(_title(named.get("title", "Table"), o), tuple(pairs), tuple(jobs.values()), teachers, o.save_dir)
     _refuse_other_settings(table)
     return table
 
@@ -177,19 +177,19 @@ def default_recipe() -> Namespace:
 
 def _students(teacher, pair, spec, grid, trial, o):
     """Which names of the grid this method reads, and its runs: one for each combination of their values."""
-    given, cache = weights(spec, pair), os.path.join(o.save_dir, "teacher_cache")
+    given = weights(spec, pair)
     method = METHODS[given["distill"]]
+    usual = {"--teacher_cache": "auto", "--cache_dir": os.path.join(o.save_dir, "teacher_cache")}
+    marks = schedule(o.epochs, True, has_stage(method))  # which a grid may set
 
     def argv(options, save_dir=o.save_dir):
-        usual = {"--teacher_cache": "auto", "--cache_dir": cache}
-        marks = schedule(o.epochs or default_recipe().epochs, True, has_stage(method))  # which a grid may set
-        return ["--path_t", teacher.path, "--model_s", pair.split("->")[1], *_flags(options), "--trial", trial,
-                *_flags({name: mark for name, mark in marks.items() if name not in options}), *_common(o, save_dir),
+        return ["--path_t", teacher.path, "--model_s", pair.split("->")[1], *as_flags(options), "--trial", trial,
+                *as_flags({name: mark for name, mark in marks.items() if name not in options}), *_common(o, save_dir),
                 *(x for flag, value in usual.items() if flag not in o.flags for x in (flag, value)), *o.flags]
 
-    foreign = {flag.name[2:] for other in METHODS.values() for flag in flags_of(other)} - {
-        flag.name[2:] for flag in flags_of(method)} | (set() if "+IKD" in spec else OF_IKD)
-    names = [name for name in grid if name not in foreign]
+    readable = {flag.name[2:] for flag in flags_of(method)} | (OF_IKD if "+IKD" in spec else set())
+    of_methods = {flag.name[2:] for other in METHODS.values() for flag in flags_of(other)} | OF_IKD
+    names = [name for name in grid if name in readable or name not in of_methods]
     plain, read, jobs = cli.student_options(argv(given)), set(), {}
     # A variant whose weights are those of its method, as kd+view, would have the same folder.
     twin = weights("+".join([given["distill"], *(part for part in ("KD", "IKD") if part in spec.split("+"))]), pair)
@@ -209,8 +209,7 @@ def _students(teacher, pair, spec, grid, trial, o):
         options = cli.student_options(own) if acting or apart else plain
         folder = student_folder(options, teacher.model)
         stage = options.init_epochs if has_stage(method) and options.beta != 0 else 0
-        variant = ", ".join(f"{FLAGS.get(name, name).lstrip('-')} {value}" for name, value in acting.items()
-                            if len(grid[name]) > 1)
+        variant = ", ".join(setting(name, value) for name, value in acting.items() if len(grid[name]) > 1)
         # Values without effect in this run make the same run again.
         jobs[tuple(acting.items())] = Job(
             ",".join([*apart, folder]).replace("/", "_"), os.path.join(save_dir, "student_model", folder),
@@ -220,7 +219,7 @@ def _students(teacher, pair, spec, grid, trial, o):
     return read, list(jobs.values())
 
 
-def _flags(options: dict[str, Any]) -> list[str]:
+def as_flags(options: dict[str, Any]) -> list[str]:
     """The command line of these options: numbers as short as they are, 'on' and 'off' for flags without a value."""
     argv, bare = [], vars(default_recipe())
     for name, value in options.items():
@@ -250,15 +249,19 @@ def _teacher(model, o):
         path = os.path.join(o.save_dir, "models", f"{model}_vanilla", "ckpt_epoch_240.pth")
         return Teacher(model, path, to_fetch=not os.path.exists(path))
     if source == "train":
-        epochs = o.teacher_epochs or o.epochs or default_recipe().epochs
-        argv = ["--model", model, "--trial", TEACHER_TRIAL, *_flags(schedule(epochs, False, False)),
-                *_common(o, o.save_dir), *o.teacher_flags]
+        argv = ["--model", model, "--trial", "0",
+                *as_flags(schedule(o.teacher_epochs or o.epochs, False, False)), *_common(o, o.save_dir),
+                *o.teacher_flags]
         options = cli.teacher_options(argv)
         folder = os.path.join(o.save_dir, "models", teacher_folder(options))
         job = Job(os.path.basename(folder), folder, (_script("train_teacher.py"), *argv), options.epochs,
                   vars(options))
         return Teacher(model, os.path.join(folder, f"{model}_last.pth"), job)
-    return Teacher(model, _checkpoint_in(source, model) if os.path.isdir(source) else _checked(source, model))
+    path = _checkpoint_in(source, model) if os.path.isdir(source) else source
+    found = load_model(path)[0].name
+    if found != model:
+        raise UsageError(f"{path} is a {found}, not a {model}: give --teachers {model}=FILE")
+    return Teacher(model, path)
 
 
 def _common(o, save_dir):
@@ -274,8 +277,7 @@ def _checkpoint_in(folder, model):
     """The one checkpoint of `model` in a folder, or in a folder in it: the published one, a last epoch's, or the only
     one whose name says so."""
     word = re.compile(rf"(?<![A-Za-z0-9]){model}(?![A-Za-z0-9])")
-    files = sorted(path for suffix in ("pth", "pt") for depth in ("*.", "*/*.") for path in
-                   Path(folder).glob(depth + suffix))
+    files = sorted(path for pattern in ("*.pth", "*.pt", "*/*.pth", "*/*.pt") for path in Path(folder).glob(pattern))
     own = [path for path in files if (f"{path.parent.name}_".startswith(f"{model}_")
                                       or (path.parent == Path(folder) and word.search(path.name)))]
     # 'resnet32x4' is no 'resnet32', but 'wrn_40_2_vanilla' begins with no other model's name.
@@ -283,22 +285,13 @@ def _checkpoint_in(folder, model):
     if len(preferred) != 1:
         found = "no checkpoint" if not own else "several checkpoints"
         raise UsageError(f"{folder} holds {found} of {model}: give --teachers {model}=FILE")
-    return _checked(str(preferred[0]), model)
-
-
-def _checked(path, model):
-    """The path, once the checkpoint there is one of `model`. Raises UsageError or CheckpointError."""
-    network, _ = load_model(path)
-    if network.name != model:
-        raise UsageError(f"{path} is a {network.name}, not a {model}: give --teachers {model}=FILE")
-    return path
+    return str(preferred[0])
 
 
 def _title(title, o):
-    usual, epochs = default_recipe().epochs, o.epochs or default_recipe().epochs
-    teachers = f"{o.dataset}, {epochs} epochs, {len(o.trials)} trial{'s' * (len(o.trials) != 1)}"
-    short = f" (the published schedule is {usual} epochs: no reproduction)" if epochs != usual else ""
-    return f"{title}: {teachers}{short}"
+    usual = default_recipe().epochs
+    short = f" (the published schedule is {usual} epochs: no reproduction)" if o.epochs != usual else ""
+    return f"{title}: {o.dataset}, {o.epochs} epochs, {len(o.trials)} trial{'s' * (len(o.trials) != 1)}{short}"
 
 
 def _refuse_other_settings(table):

@@ -5,9 +5,8 @@ from distiller_zoo import METHODS
 from helper.record import published
 from helper.record.records import label
 from helper.util.errors import UsageError
+from scripts.tables.words import setting
 
-# The short flags, as papers and commands write them.
-FLAGS = {"gamma": "-r", "alpha": "-a", "beta": "-b"}
 CE = {"distill": "kd", "gamma": 1.0, "alpha": 0.0}
 
 
@@ -22,8 +21,7 @@ def weights(spec: str, pair: str) -> dict[str, Any]:
     variants = [name for name, row in published.WEIGHTS[published.DATASET].items() if "distill" in row]
     if base not in ("ce", *METHODS, *variants):
         raise UsageError(f"'{spec}' is not a method: give ce, {', '.join(variants)} or one of {', '.join(METHODS)}, "
-                         "and after it "
-                         "+KD, +IKD or +KD+IKD if wanted")
+                         "and after it +KD, +IKD or +KD+IKD if wanted")
     options = preset(base, pair)[0]
     if "KD" in added:
         able = [name for name, method in METHODS.items() if method.alpha_adds_kd and method.alpha is not None]
@@ -74,7 +72,7 @@ def remarks(settings: dict, pair: str) -> list[str]:
         options = options | published.ADDED_KD["set"]
         if base not in published.ADDED_KD["methods"]:
             said.append("the weight of the added KD is not published for this method")
-    other = [f"{FLAGS.get(key, key).lstrip('-')} {settings[key]:g} instead of {value:g}"
+    other = [f"{setting(key, settings[key])} instead of {value:g}"
              for key, value in options.items() if not isinstance(value, str) and settings.get(key) not in (None, value)]
     if other:
         said.append("not the preset: " + ", ".join(other))

@@ -1,7 +1,9 @@
 """What a report's figures and settings are in words, the same in all its formats."""
 from helper.record import published
 from helper.util.errors import printable
-from scripts.tables.presets import FLAGS
+
+# The short flags, as papers and commands write them.
+FLAGS = {"gamma": "-r", "alpha": "-a", "beta": "-b"}
 
 
 def value(row: dict, epoch: str) -> str:

@@ -10,7 +10,7 @@ from helper.cli import student_options
 from helper.record import published
 from helper.record.records import label
 from helper.schedule import schedule as learning_rates
-from scripts.tables.plan import _flags, plan, schedule
+from scripts.tables.plan import as_flags, plan, schedule
 from scripts.tables.presets import preset, weights
 from tests.support.tables import GOOD, flat, options_of
 
@@ -22,7 +22,7 @@ def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
     assert schedule(240, True, True) == {}
     assert schedule(4, False, False) == {"epochs": 4, "lr_decay_epochs": "3,4"}
     assert schedule(1, True, True) == {"epochs": 1, "lr_decay_epochs": "1", "warm_up": 0, "init_epochs": 1}
-    shorter = student_options(["--path_t", "t", *_flags(schedule(120, True, False))])
+    shorter = student_options(["--path_t", "t", *as_flags(schedule(120, True, False))])
     usual = student_options(["--path_t", "t"])
     shorter, usual = learning_rates(shorter), learning_rates(usual)
     assert [shorter(e) for e in range(10, 121)] == [usual(2 * e) for e in range(10, 121)]
@@ -32,7 +32,7 @@ def test_a_shorter_schedule_moves_every_mark_in_proportion_halves_up():
 def test_every_method_makes_a_table_that_its_name_comes_back_from(name):
     for spec in [name, f"{name}+IKD"]:
         given = weights(spec, "resnet56->resnet20")
-        options = student_options(["--path_t", "t", *_flags(given)])
+        options = student_options(["--path_t", "t", *as_flags(given)])
         assert label(vars(options)) == spec
         assert options.beta == given.get("beta", 0)
     said = preset(name, "resnet56->resnet20")[1]
