@@ -157,33 +157,26 @@ def _damaged(path):
     return UsageError(f"{path} is damaged: bring it back from a copy, or move its folder away")
 
 
+def _has(content, **kinds: type) -> bool:
+    """Whether it is an object that has these keys with values of these kinds; numbers are finite."""
+    return isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) and (kind is not Real or math.isfinite(content[key]))
+        for key, kind in kinds.items())
+
+
 def _is_args(content):
-    if not (isinstance(content, dict) and all(isinstance(content.get(key), dict)
-                                              for key in ("settings", "facts", "versions"))):
-        return False
-    settings = content["settings"]
-    if "distill" not in settings:
-        return isinstance(settings.get("model"), str)
-    return (isinstance(content.get("decisions", {}), dict)
-            and all(isinstance(settings.get(key), kind) for key, kind in _STUDENT.items()))
+    return (_has(content, settings=dict, facts=dict, versions=dict) and isinstance(content.get("decisions", {}), dict)
+            and _has(content["settings"], **(_STUDENT if "distill" in content["settings"] else {"model": str})))
 
 
 def _is_result(content, student):
-    if not isinstance(content, dict):
-        return False
-    epochs: list[Any] = [content.get("last"), content.get("best")]
-    numbers = [content.get("seconds"), content.get("teacher_top1") if student else 0]
-    return all(isinstance(epoch, dict) for epoch in epochs) and all(
-        map(_is_number, numbers + [epoch.get(key) for epoch in epochs for key in ("epoch", "top1", "top5")]))
+    return (_has(content, seconds=Real, **({"teacher_top1": Real} if student else {}))
+            and all(_has(content.get(name), epoch=Real, top1=Real, top5=Real) for name in ("last", "best")))
 
 
 def _is_log(lines):
-    return all(isinstance(line, dict) and isinstance(line.get("phase"), str) and isinstance(line.get("epoch"), int)
-               and (line["phase"] != "train" or _is_number(line.get("test_top1"))) for line in lines)
-
-
-def _is_number(value):
-    return isinstance(value, Real) and math.isfinite(value)
+    return all(_has(line, phase=str, epoch=int) and (line["phase"] != "train" or _has(line, test_top1=Real))
+               for line in lines)
 
 
 def label(settings: dict) -> str:
@@ -205,17 +198,15 @@ def has_stage(method: type[Method] | None) -> bool:
     return method is not None and method.stage is not Method.stage
 
 
-def _acts(settings):
-    """Whether the method's own loss has a weight, in its first stage or after."""
-    method = METHODS.get(settings["distill"])
-    if method is None:  # its file is gone
-        return True
-    return bool(settings["beta"]) or (settings["alpha"] != 0 and not method.alpha_adds_kd)
-
-
 def _adds_kd(settings):
     method = METHODS.get(settings["distill"])
     return method is not None and method.alpha_adds_kd and settings["alpha"] != 0
+
+
+def _acts(settings):
+    """Whether the method's own loss has a weight, in its first stage or after; assumed where its file is gone."""
+    known = settings["distill"] in METHODS
+    return not known or bool(settings["beta"]) or (settings["alpha"] != 0 and not _adds_kd(settings))
 
 
 def without_effect(settings: dict) -> set[str]:
