@@ -10,6 +10,7 @@ The same command again resumes what is unfinished, leaves what is done, and trie
 """
 import argparse
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from helper.util.stop import StopRequest
 from models import load_model
 from scripts.tables.plan import ROOT, Table, default_recipe, grid_of, pair_of, plan, reserved
 from scripts.tables.report import write_report
-from scripts.tables.runner import Display, Local, Logs, run_jobs, slots
+from scripts.tables.runner import Local, Logs, run_jobs, slots
 from scripts.tables.slurm import Slurm
 
 FETCH = "scripts/fetch_pretrained_teachers.py"
@@ -53,11 +54,9 @@ def main():
         os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(o.report, "table.json"), table.record())
     say_plan(table, logs, o)
-    jobs = list(table.jobs)
     unfetched = fetch(to_fetch, o)
-    jobs = [job for job in jobs if job.settings.get("path_t") not in unfetched]
-    backend = backend_of(jobs, logs, o)
-    failed = run_jobs(jobs, backend, logs, stop, Display(jobs))
+    jobs = [job for job in table.jobs if job.settings.get("path_t") not in unfetched]
+    failed = run_jobs(jobs, backend_of(jobs, logs, o), stop)
     finish(table, failed, len(table.jobs) - len(jobs), o)
 
 
@@ -135,12 +134,11 @@ def _list(kind):
 
 def _minutes(text):
     """sbatch's time in minutes, at least 1: '90', '1:30:00', '1-0:00:00'."""
-    days, _, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdigit() for part in [*parts, days or "0"]) or len(parts) not in (1, 3):
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)|(\d+)", text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"'{text}' is not a time such as 90 (minutes), 1:30:00 or 1-0:00:00")
-    hours, minutes = (0, int(rest)) if len(parts) == 1 else (int(parts[0]), int(parts[1]) + (int(parts[2]) > 0))
-    return max(1, (int(days or 0) * 24 + hours) * 60 + minutes)
+    days, hours, minutes, seconds, alone = (int(part or 0) for part in found.groups())
+    return max(1, (days * 24 + hours) * 60 + minutes + (seconds > 0) + alone)
 
 
 def dry_run(table: Table, to_fetch, o) -> list[str]:

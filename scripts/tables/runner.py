@@ -1,5 +1,6 @@
 """Running the jobs of a table: which is next, which has failed, how far they are, and how they are stopped."""
 import fcntl
+import itertools
 import json
 import os
 import subprocess
@@ -84,11 +85,8 @@ class Local:
 
     def ended(self) -> list[tuple[Job, int]]:
         """The jobs that have ended since it was last asked, with their exit codes."""
-        over = [(slot, job, process.returncode) for slot, (job, process) in self.running.items()
-                if process.poll() is not None]
-        for slot, _, _ in over:
-            del self.running[slot]
-        return [(job, code) for _, job, code in over]
+        over = [slot for slot, (_, process) in self.running.items() if process.poll() is not None]
+        return [(job, process.returncode) for job, process in map(self.running.pop, over)]
 
     def stop(self, stop: StopRequest) -> str:
         """Ask every run to save and to end, and wait for them; a second signal ends them at once."""
@@ -113,26 +111,31 @@ def slots(per_device: int | None, jobs: list[Job], gpus: list[str]) -> list[dict
     gpus: what CUDA_VISIBLE_DEVICES calls them; empty for the processor
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if gpus:
-        found = [{"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: str(per_device or 1)}
-                 for _ in range(per_device or 1) for gpu in gpus]
-    else:
-        found = [{} for _ in range(per_device or cores)]
-    found = found[: max(1, len(jobs))]
+    count = per_device or (1 if gpus else cores)
+    on_gpus = [{"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: str(count)} for _ in range(count) for gpu in gpus]
+    found = (on_gpus or [{} for _ in range(count)])[: max(1, len(jobs))]
     if "OMP_NUM_THREADS" in os.environ:
         return found
     return [slot | {"OMP_NUM_THREADS": str(max(1, cores // len(found)))} for slot in found]
 
 
-def run_jobs(jobs: list[Job], backend, logs: Logs, stop: StopRequest, display: "Display") -> dict[str, str]:
+def run_jobs(jobs: list[Job], backend, stop: StopRequest) -> dict[str, str]:
     """Run what is not done; the names of the jobs that failed, each with the reason.
 
-    backend: Local or cluster.Slurm
+    backend: Local or slurm.Slurm
     Raises Interrupted once everything is stopped.
     """
-    by_name, failed = {job.name: job for job in jobs}, {}
+    by_name, display = {job.name: job for job in jobs}, Display(jobs)
+    failed: dict[str, str] = {}
     running: list[Job] = []
     waiting = [job for job in jobs if not job.done]
+
+    def end(job, reason):
+        if reason is not None:
+            failed[job.name] = reason
+        backend.logs.mark(job, reason)
+        display.ended(job, reason)
+
     while waiting or running:
         if stop.signum is not None:
             display.say(backend.stop(stop))
@@ -140,33 +143,24 @@ def run_jobs(jobs: list[Job], backend, logs: Logs, stop: StopRequest, display: "
         for job, code in backend.ended():
             running.remove(job)
             if job.done:
-                logs.mark(job, None)
+                end(job, None)
             elif held(job.folder):  # another process, working on the same table, was quicker
                 waiting.append(job)
-                continue
             else:
-                failed[job.name] = logs.reason(job, code)
-                logs.mark(job, failed[job.name])
-            display.ended(job, failed.get(job.name))
-        for job in [job for job in waiting if job.needs in failed]:
-            failed[job.name] = "its teacher failed"
-            logs.mark(job, failed[job.name])
-            display.ended(job, failed[job.name])
+                end(job, backend.logs.reason(job, code))
+        for job in waiting:
+            if job.needs in failed:
+                end(job, "its teacher failed")
         # Done: by another process that works on the same table.
         waiting = [job for job in waiting if job.name not in failed and not job.done]
-        ready: list[Job] = []
-        for job in waiting:
-            if len(ready) == backend.free:
-                break
-            if (job.needs is None or by_name[job.needs].done) and not held(job.folder):
-                ready.append(job)
-        if ready:
-            backend.start(ready)
-            running += ready
-            waiting = [job for job in waiting if job not in ready]
+        able = (job for job in waiting if (job.needs is None or by_name[job.needs].done) and not held(job.folder))
+        ready = list(itertools.islice(able, backend.free))
+        backend.start(ready)
+        running += ready
+        waiting = [job for job in waiting if job not in ready]
         display.show(running, waiting, failed, backend)
         time.sleep(backend.PATIENCE)
-    display.close()
+    display.bar.close()
     return failed
 
 
@@ -231,6 +225,3 @@ class Display:
         self.bar.update(sum(self.epochs.values()) - self.bar.n)
         if sys.stdout.isatty():  # also where no epoch has ended: the time moves
             self.bar.refresh()
-
-    def close(self) -> None:
-        self.bar.close()

@@ -22,19 +22,19 @@ import sys
 import time
 sys.path.insert(0, {root!r})
 from helper.util.errors import guarded
-from scripts.tables.runner import Display, Job, Local, Logs, run_jobs
+from scripts.tables.runner import Job, Local, Logs, run_jobs
 from helper.util.stop import StopRequest
 jobs = [Job(*job, settings={{}}, pairs=("a->b",), method="kd", trial=str(i)) for i, job in enumerate({jobs!r})]
 logs = Logs({save!r})
 logs.folder.mkdir(exist_ok=True)
-guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), logs, StopRequest(), Display(jobs)))
+guarded(lambda: run_jobs(jobs, Local([{{}}] * 2, logs), StopRequest()))
 """
 
 
 def run_all(jobs, tmp_path, stop, count=2):
     logs = Logs(str(tmp_path))
     logs.folder.mkdir(exist_ok=True)
-    return run_jobs(jobs, Local([{}] * count, logs), logs, stop, Display(jobs))
+    return run_jobs(jobs, Local([{}] * count, logs), stop)
 
 
 def test_all_runs_are_run_teachers_first_and_no_more_at_a_time_than_asked(small, tmp_path, stop, capsys):

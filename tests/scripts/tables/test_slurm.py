@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from helper.util.errors import Interrupted, UsageError
-from scripts.tables.runner import Display, Logs, progress_of, run_jobs
+from scripts.tables.runner import Logs, progress_of, run_jobs
 from scripts.tables.slurm import Slurm
 from tests.support import local_slurm, scripts
 from tests.support.tables import GOOD, flat, wait_for
@@ -86,7 +86,7 @@ def test_a_killed_run_is_requeued_and_continues_and_a_failed_one_stops_no_other(
     seen, logs = [], Logs(str(tmp_path))
     jobs = [long, quick, bad]
     killer = Meanwhile(kill)
-    failed = run_jobs(jobs, backend(tmp_path), logs, stop, Display(jobs))
+    failed = run_jobs(jobs, backend(tmp_path), stop)
     killer.join()
     assert failed == {"bad": "the loss is not finite"}
     assert long.done and quick.done and not bad.done
@@ -102,13 +102,13 @@ def test_left_alone_the_jobs_stay_queued_and_the_same_command_finds_them(
     job, logs = small("long", epochs=30, seconds=0.1), Logs(str(tmp_path))
     leaving = Meanwhile(lambda: (wait_for(lambda: progress_of(job)[0] >= 1), os.kill(os.getpid(), signal.SIGINT)))
     with pytest.raises(Interrupted):
-        run_jobs([job], backend(tmp_path), logs, stop, Display([job]))
+        run_jobs([job], backend(tmp_path), stop)
     leaving.join()
     (number,) = ids(slurm)
     assert f"1 jobs stay in Slurm's queue, and the same command finds them there; scancel {number}" in (
         capsys.readouterr().out)
     stop.signum = None
-    assert run_jobs([job], backend(tmp_path), logs, stop, Display([job])) == {} and job.done
+    assert run_jobs([job], backend(tmp_path), stop) == {} and job.done
     assert logs.path(job).read_text().count("$ python") == 1
 
 
