@@ -12,8 +12,10 @@ import hashlib
 import io
 import os
 import zipfile
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dataset._base import Data, DataError, Split
@@ -48,55 +50,51 @@ def load(root: str, skip_unreadable: bool = False) -> Data:
     if source is None:
         with held(root, TITLE):
             fetch(TITLE, URL, root, MD5, LIMIT, FOLDER)
-            source = _Archive(os.path.join(root, ARCHIVE))
+            source = _archive(os.path.join(root, ARCHIVE))
     classes, parts = _listing(source)
-    key = hashlib.sha256(repr((FORMAT, *source.identity([name for part in parts for name, _ in part]))).encode())
-    splits = _kept(root, key.hexdigest())
+    names = [name for part in parts for name, _ in part]
+    key = hashlib.sha256(repr((FORMAT, names, [source.version(name) for name in names])).encode()).hexdigest()
+    splits = _kept(root, key)
     if splits is None:
         with held(root, TITLE):
-            splits = _kept(root, key.hexdigest()) or _decode(source, parts, root, key.hexdigest(), skip_unreadable)
+            splits = _kept(root, key) or _decode(source, parts, root, key, skip_unreadable)
     for split in splits:
         for c in (torch.bincount(split.labels, minlength=len(classes)) == 0).nonzero()[:1, 0]:
             raise DataError(f"{source.path} has no readable image of the class {classes[c]}: {AGAIN}")
     return Data("tinyimagenet", classes, MEAN, STD, True, *splits)
 
 
-class _Source(Protocol):
-    """Where the files are; names are paths in tiny-imagenet-200."""
+class _Source(NamedTuple):
+    """Where the files are.
+
+    names: of all of them, sorted, as paths in tiny-imagenet-200
+    read: the content of a file, by its name; raises what the file system or zipfile does
+    version: changes when the file of a name does
+    """
 
     path: str
-
-    def names(self) -> list[str]:
-        """All of them, sorted."""
-
-    def read(self, name: str) -> bytes:
-        """Raises what the file system or zipfile does."""
-
-    def identity(self, names: list[str]) -> tuple:
-        """Changes when the files do."""
+    names: list[str]
+    read: Callable[[str], bytes]
+    version: Callable[[str], object]
 
 
-class _Folder:
+def _folder(path: str) -> _Source:
     """The unpacked files."""
+    names = []
+    for top in ("train", "val"):  # test/ has no labels
+        for folder, _, files in os.walk(os.path.join(path, top), onerror=_refuse):
+            inside = os.path.relpath(folder, path)
+            names += [f"{inside}/{name}" for name in files]
 
-    def __init__(self, path: str):
-        self.path = path
-
-    def names(self) -> list[str]:
-        names = [name for name in os.listdir(self.path) if os.path.isfile(os.path.join(self.path, name))]
-        for top in ("train", "val"):  # test/ has no labels
-            for folder, _, files in os.walk(os.path.join(self.path, top), onerror=_refuse):
-                prefix = os.path.relpath(folder, self.path).replace(os.sep, "/")
-                names += [f"{prefix}/{name}" for name in files]
-        return sorted(names)
-
-    def read(self, name: str) -> bytes:
-        with open_regular(os.path.join(self.path, name)) as file:
+    def read(name):
+        with open_regular(os.path.join(path, name)) as file:
             return file.read(FILE_LIMIT)
 
-    def identity(self, names: list[str]) -> tuple:
-        stats = (os.stat(os.path.join(self.path, name)) for name in names)
-        return names, [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    def version(name):
+        found = os.stat(os.path.join(path, name))
+        return found.st_size, found.st_mtime_ns
+
+    return _Source(path, sorted(names), read, version)
 
 
 def _refuse(error: OSError) -> None:
@@ -104,30 +102,23 @@ def _refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): {AGAIN}") from None
 
 
-class _Archive:
+def _archive(path: str) -> _Source:
     """The archive, read as it is."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises what the bytes happen to provoke
+        raise DataError(f"{path} cannot be read ({printable(error)}): remove it, and the same command fetches it "
+                        "again") from None
+    start = f"{FOLDER}/"
+    files = {file.filename.removeprefix(start): file for file in archive.infolist()
+             if file.filename.startswith(start) and not file.is_dir()}
 
-    def __init__(self, path: str):
-        try:
-            self.zip = zipfile.ZipFile(path)
-        except Exception as error:  # zipfile raises what the bytes happen to provoke
-            raise DataError(f"{path} cannot be read ({printable(error)}): remove it, and the same command fetches it "
-                            "again") from None
-        self.path = path
+    def read(name):
+        if files[name].file_size > FILE_LIMIT:
+            raise ValueError(f"it unpacks to {files[name].file_size:,} bytes")
+        return archive.read(files[name])
 
-    def names(self) -> list[str]:
-        start = f"{FOLDER}/"
-        return sorted(name.removeprefix(start) for name in self.zip.namelist()
-                      if name.startswith(start) and not name.endswith("/"))
-
-    def read(self, name: str) -> bytes:
-        file = self.zip.getinfo(f"{FOLDER}/{name}")
-        if file.file_size > FILE_LIMIT:
-            raise ValueError(f"it unpacks to {file.file_size:,} bytes")
-        return self.zip.read(file)
-
-    def identity(self, names: list[str]) -> tuple:
-        return names, [self.zip.getinfo(f"{FOLDER}/{name}").CRC for name in names]
+    return _Source(path, sorted(files), read, lambda name: files[name].CRC)
 
 
 def _source(root: str) -> _Source | None:
@@ -139,11 +130,11 @@ def _source(root: str) -> _Source | None:
         raise DataError(f"{inner} is a file where a folder should be: {AGAIN}")
     for folder in (inner, root):
         if os.path.isfile(os.path.join(folder, "wnids.txt")):
-            return _Folder(folder)
+            return _folder(folder)
     if os.path.isdir(inner):
         raise DataError(f"{inner} has no wnids.txt: {AGAIN}")
     archive = os.path.join(root, ARCHIVE)
-    return _Archive(archive) if os.path.lexists(archive) else None
+    return _archive(archive) if os.path.lexists(archive) else None
 
 
 def _text(source: _Source, name: str) -> str:
@@ -157,13 +148,12 @@ def _text(source: _Source, name: str) -> str:
 
 def _listing(source: _Source) -> tuple[tuple[str, ...], tuple[list, list]]:
     """(the classes, (training images, validation images)), each image a pair of its file's name and its label."""
-    names = source.names()
     classes = tuple(_text(source, "wnids.txt").split())
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise DataError(f"wnids.txt of {source.path} does not name two or more classes, each once: {AGAIN}")
     label = {wnid: i for i, wnid in enumerate(classes)}
     train = []
-    for name in names:
+    for name in source.names:
         top, folder, kind, *_ = [*name.split("/"), "", ""]
         if (top, kind) == ("train", "images"):
             if folder not in label:
@@ -171,13 +161,13 @@ def _listing(source: _Source) -> tuple[tuple[str, ...], tuple[list, list]]:
             train.append((name, label[folder]))
     for missing in sorted(set(label.values()) - {c for _, c in train})[:1]:
         raise DataError(f"{source.path} has no image in train/{classes[missing]}/images: {AGAIN}")
-    return classes, (sorted(train, key=lambda sample: sample[1]), _validation(source, names, label))
+    return classes, (sorted(train, key=lambda sample: sample[1]), _validation(source, label))
 
 
-def _validation(source: _Source, names: list[str], label: dict[str, int]) -> list[tuple[str, int]]:
+def _validation(source: _Source, label: dict[str, int]) -> list[tuple[str, int]]:
     """The validation images, in the order of the annotations."""
     where = f"val/val_annotations.txt of {source.path}"
-    present = {name for name in names if name.startswith("val/images/")}
+    present = {name for name in source.names if name.startswith("val/images/")}
     found: dict[str, int] = {}
     for line in _text(source, "val/val_annotations.txt").splitlines():
         file, wnid = [*line.split("\t"), "", ""][:2]
@@ -242,8 +232,7 @@ def _decoded(source: _Source, part: list[tuple[str, int]], bad: list[str], bar) 
     for i, (name, _) in enumerate(part):
         try:
             image = decode(io.BytesIO(source.read(name)), ("JPEG",), (SIZE, SIZE))  # some are grey
-            flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            pixels[i] = flat.view(SIZE, SIZE, 3).permute(2, 0, 1)
+            pixels[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
             good.append(i)
         except Exception as error:  # Pillow and zipfile raise many kinds
             bad.append(f"{name} ({printable(error) or type(error).__name__})")
