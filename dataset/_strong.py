@@ -46,9 +46,9 @@ def operate(images: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
 
     from torchvision.transforms.v2 import functional  # its import takes as long as PyTorch's: only who needs it waits
 
-    images = _move(images, operation, strength)
+    images = _move(images, only, strength)
     for name, change in (("autocontrast", _autocontrast), ("equalize", functional.equalize)):
-        images = torch.where((operation == OPERATIONS.index(name)).view(-1, 1, 1, 1), change(images), images)
+        images = torch.where(only(name, True, False), change(images), images)
     x = images.float()
     part = 0.05 + 0.9 * strength  # of the image in a blend
     grey = (0.2989 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).floor()
@@ -78,13 +78,9 @@ def _smooth(x):
     return out
 
 
-def _move(images, operation, strength):
-    """Rotated, sheared or shifted, by the nearest pixel; black comes in from outside."""
+def _move(images, only, strength):
+    """Rotated, sheared or shifted, by the nearest pixel; black comes in from outside. only: see `operate`."""
     height, width = images.shape[2:]
-
-    def only(name, value, otherwise):
-        return torch.where(operation == OPERATIONS.index(name), value, otherwise).view(-1, 1, 1)
-
     signed = 2 * strength - 1
     angle = signed * math.radians(30)
     cosine, sine = only("rotate", angle.cos(), 1.0), only("rotate", angle.sin(), 0.0)
@@ -95,8 +91,8 @@ def _move(images, operation, strength):
     from_y = from_y + only("shear_y", 0.3 * signed, 0.0) * x + only("translate_y", 0.3 * height * signed, 0.0)
     column, row = from_x.floor().long(), from_y.floor().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = (row * width + column).where(inside, 0).flatten(1)[:, None].expand(-1, 3, -1)
-    return (images.flatten(2).gather(2, place).view_as(images) * inside[:, None])
+    place = (row * width + column).where(inside, 0).flatten(2).expand(-1, 3, -1)
+    return images.flatten(2).gather(2, place).view_as(images) * inside
 
 
 def cover(images: Tensor, side: Tensor, centre_x: Tensor, centre_y: Tensor) -> Tensor:
