@@ -9,11 +9,9 @@ images and tested on the others. After Tian, Krishnan and Isola, Contrastive Rep
 section 4.1, which takes STL-10 and Tiny-ImageNet at 32x32 pixels for students of CIFAR-100.
 """
 import dataclasses
-import importlib
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -25,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset
-from dataset import Data, EvalData
+from dataset import Data
 from helper.cli import Parser
 from helper.device import open_device
 from helper.evaluation import predict
@@ -73,31 +71,19 @@ def options_of(argv: list[str]) -> Namespace:
     return options
 
 
-class Resized:
-    """A test set (dataset.EvalData) whose images are brought to one height and width."""
-
-    def __init__(self, test: EvalData, size: int):
-        self.test, self.size, self.labels = test, (size, size), test.labels
-
-    def __len__(self) -> int:
-        return len(self.test)
-
-    def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of a part of the samples, in order."""
-        for images, labels in self.test.batches(batch_size, part):
-            if images.shape[2:] != self.size:
-                images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-            yield images, labels
-
-
 def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
     """The pooled vectors (N, width) of the data set's test images, and their labels (N,), on the device.
 
     Raises UsageError for a network that has no such vectors.
     """
+    def resize(_, inputs):
+        (images,) = inputs
+        return F.interpolate(images, (options.image_size, options.image_size), mode="bilinear", antialias=True)
+
     mean, std = normalisation(loaded)
     test = dataclasses.replace(data, mean=mean, std=std).test_images(device)
-    found = predict(loaded.network, Resized(test, options.image_size), options.batch_size)
+    with loaded.network.register_forward_pre_hook(resize):
+        found = predict(loaded.network, test, options.batch_size)
     if found.pooled is None:
         raise UsageError(f"{loaded.network.name} has no vector that a linear classifier reads: choose another network")
     return found.pooled.to(device), found.labels.to(device)
@@ -107,7 +93,7 @@ def normalisation(loaded: LoadedCheckpoint) -> tuple[tuple[float, float, float],
     """(mean, std) by channel of the images that the network was trained on: its run's, else CIFAR-100's; ImageNet's for
     a library's weights."""
     name = "imagenet" if names_weights(loaded.path) else loaded.settings.get("dataset", "cifar100")
-    module = importlib.import_module(f"dataset.{name if name in dataset.LOADERS else 'cifar100'}")
+    module = getattr(dataset, name if name in dataset.LOADERS else "cifar100")
     return module.MEAN, module.STD
 
 
