@@ -5,7 +5,6 @@ also differ by marker or dashes, so that a grey print still reads. Signed values
 Needs matplotlib (requirements-extras.txt).
 """
 import io
-from collections import Counter
 from typing import NamedTuple
 
 import matplotlib
@@ -69,10 +68,9 @@ def layout_of(classes: tuple[str, ...], superclasses: tuple[str, ...]) -> Layout
     if not superclasses:
         return Layout(list(range(len(classes))), [_words(name) for name in classes], [])
     order = sorted(range(len(classes)), key=lambda c: (superclasses[c], classes[c]))
-    sizes, groups, first = Counter(superclasses), [], 0
-    for name in sorted(sizes):
-        groups.append((_words(name), first, first + sizes[name]))
-        first += sizes[name]
+    sorted_names = sorted(superclasses)
+    firsts = {name: sorted_names.index(name) for name in sorted_names}
+    groups = [(_words(name), first, first + sorted_names.count(name)) for name, first in firsts.items()]
     return Layout(order, [_words(classes[c]) for c in order], groups)
 
 
@@ -191,10 +189,13 @@ def _ordered(matrix: Tensor, layout):
     return matrix[layout.order][:, layout.order].numpy()
 
 
+def _off_diagonal(matrix):
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
 def _most(matrices, percentile):
     """The percentile of the sizes of what lies off the diagonals."""
-    sizes = [np.abs(values[~np.eye(len(values), dtype=bool)]) for values in matrices]
-    return max(np.nanpercentile(np.concatenate(sizes), percentile), 1e-9)
+    return max(np.nanpercentile(np.abs([_off_diagonal(matrix) for matrix in matrices]), percentile), 1e-9)
 
 
 def class_means(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
@@ -225,7 +226,7 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
     axes = figure.subplots(1, 3)
     most, widest = (_most([matrix for _, matrix in shown], 99.5) for shown in (first, gaps))
     panels = [(label, matrix, (-most, most)) for label, matrix in first]
-    panels += [(f"{label} and the teacher,\nmean {_mean_off_diagonal(gap):.3f}", gap, (0, widest))
+    panels += [(f"{label} and the teacher,\nmean {_off_diagonal(gap).mean():.3f}", gap, (0, widest))
                for label, gap in gaps]
     # The matrices are symmetric: names on the first one's rows are enough.
     images = [_matrix(ax, matrix, layout, title, limits, 7, "y" if ax is axes[0] else "")
@@ -237,10 +238,6 @@ def correlations(teacher: tuple[Look, Tensor], others: list[tuple[Look, Tensor]]
         _bar(figure, images[part][0], axes[part], label, location="bottom", shrink=0.6 / len(axes[part]), aspect=25,
              pad=0.03)
     return figure
-
-
-def _mean_off_diagonal(values):
-    return values[~np.eye(len(values), dtype=bool)].mean()
 
 
 def spread_by_class(networks: list[tuple[Look, Tensor]], layout: Layout) -> Figure:
