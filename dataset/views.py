@@ -87,14 +87,12 @@ class TrainViews:
         self.images = F.pad(split.images, (PADDING,) * 4).to(device)
         self.labels = split.labels.to(device)
         self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
-        padded_width = self.images.shape[3]
+        self.padded_width, self.image_size = self.images.shape[3], self.images[0].numel()
         # Where the pixels of window (0, 0) lie in a padded image: (3, height, width).
         channel = torch.arange(3, device=device).view(3, 1, 1) * self.images[0, 0].numel()
-        row = torch.arange(self.height, device=device).view(1, -1, 1) * padded_width
-        self.column = torch.arange(self.width, device=device)
+        row = torch.arange(self.height, device=device).view(1, -1, 1) * self.padded_width
         self.corner = channel + row
-        self.padded_width = padded_width
-        self.image_size = self.images[0].numel()
+        self.column = torch.arange(self.width, device=device)
 
     def __len__(self) -> int:
         return len(self.labels)
