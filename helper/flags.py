@@ -136,6 +136,23 @@ def add_teacher_flags(parser: ArgumentParser) -> None:
                        help="names the run and selects its random numbers")
 
 
+def add_data_flags(group, default: str | None, data: str, size: str) -> None:
+    """The data set, and how it is read.
+
+    default: of --dataset; data, size: what the help says of the defaults of --dataset and --image_size
+    """
+    group.add_argument("--dataset", default=default, type=dataset_name, metavar="NAME",
+                       help=f"one of {', '.join(LOADERS)} {data}")
+    group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
+    group.add_argument("--image_size", type=positive_int, metavar="N",
+                       help=f"height and width of what the networks see ({size})")
+    group.add_argument("--skip_unreadable", action="store_true",
+                       help="tinyimagenet, imagenet, folder: read every image once at the start, and count and leave "
+                            "out those that cannot be read")
+    group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
+                       help="processes that read images (imagenet, folder); data sets held in memory need none")
+
+
 def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
     """What both scripts share; warmup: the default of --warm_up."""
     group = parser.add_argument_group("training")
@@ -158,14 +175,7 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="random seed")
     group = parser.add_argument_group("data and machine")
-    group.add_argument("--dataset", default="cifar100", type=dataset_name, metavar="NAME",
-                       help="one of " + ", ".join(LOADERS))
-    group.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
-    group.add_argument("--image_size", type=positive_int, metavar="N",
-                       help="imagenet, folder: height and width of what the networks see (default 224)")
-    group.add_argument("--skip_unreadable", action="store_true",
-                       help="tinyimagenet, imagenet, folder: read every image once at the start, and count and leave "
-                            "out those that cannot be read")
+    add_data_flags(group, "cifar100", "(default cifar100)", "imagenet, folder; default 224")
     group.add_argument("--imbalance", type=up_to_one, default=1.0, metavar="X",
                        help="long tail: the last class keeps X times the first one's training images, those between "
                             "an exponential share; 1: all are kept")
@@ -192,8 +202,6 @@ def add_training_flags(parser: ArgumentParser, warmup: int) -> None:
                        help="off: float32 convolutions on CUDA keep all their bits, slower (default on, as PyTorch)")
     group.add_argument("--deterministic", action="store_true",
                        help="on CUDA: bit-identical each time, slower; the CPU is so anyway")
-    group.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
-                       help="processes that read images (imagenet, folder); data sets held in memory need none")
     group = parser.add_argument_group("record")
     group.add_argument("--save_dir", default="./save", metavar="DIR", help="where runs are written")
     group.add_argument("--save_freq", type=positive_int, default=40, metavar="N", help="epochs between checkpoints")

@@ -12,8 +12,9 @@ import torch
 import dataset
 from dataset import Data
 from helper.device import open_device
+from helper.flags import add_data_flags
 from helper.record.records import Record, read_run
-from helper.util.arguments import nonnegative_int, positive_int
+from helper.util.arguments import positive_int
 from helper.util.errors import UsageError, printable
 from helper.util.files import write_bytes
 from models import Checkpoint, Classifier, load_model
@@ -40,16 +41,7 @@ def add_flags(parser: ArgumentParser, data: str = "(default: the run's, else cif
     """
     parser.add_argument("checkpoint", metavar="CHECKPOINT",
                         help="of a run here, a published one, a state dict; or torchvision:NAME, timm:NAME")
-    parser.add_argument("--dataset", choices=dataset.LOADERS, metavar="NAME",
-                        help="one of " + ", ".join(dataset.LOADERS) + f" {data}")
-    parser.add_argument("--data_dir", default="./data", metavar="DIR", help="where data is, or is fetched to")
-    parser.add_argument("--image_size", type=positive_int, metavar="N",
-                        help=f"height and width of the network's images (default: the run's, else {size})")
-    parser.add_argument("--skip_unreadable", action="store_true",
-                        help="tinyimagenet, imagenet, folder: read every image once at the start, and leave out those "
-                             "that cannot be read")
-    parser.add_argument("--num_workers", type=nonnegative_int, default=8, metavar="N",
-                        help="imagenet, folder: processes that read images")
+    add_data_flags(parser, None, data, f"default: the run's, else {size}")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     parser.add_argument("--batch_size", type=positive_int, default=256, metavar="N", help="images at a time")
     # Measurements are in full float32.
