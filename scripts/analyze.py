@@ -63,15 +63,14 @@ def main():
     networks = {role: measured(labels[role], role, checkpoint, predict(checkpoint.network, test, options.batch_size))
                 for role, checkpoint in loaded.items()}
     from scripts.analysis.plots import png
-    runs, pictures = runs_of(networks), {}
-    drawings = drawings_of(networks, data, runs)
+    pictures, drawings = {}, drawings_of(networks, data)
     with progress("pictures", len(drawings), file=sys.stderr) as bar:
         for name, (draw, *arguments) in drawings.items():
             pictures[name] = png(draw, *arguments)
             write_bytes(os.path.join(out, f"{name}.png"), pictures[name])
             bar.update()
     report = os.path.join(out, "report.html")
-    write_bytes(report, report_of(networks, data, runs, pictures).encode(errors="backslashreplace"))
+    write_bytes(report, report_of(networks, data, pictures).encode(errors="backslashreplace"))
     say(f"{len(pictures)} pictures")
     print(report)
 
@@ -101,20 +100,24 @@ def teacher_of(student: LoadedCheckpoint, options) -> str | None:
 
 
 class Measured(NamedTuple):
-    """A network, how it is drawn (plots.Look), and what its predictions say; spread and kl: (C,)."""
+    """A network, how it is drawn (plots.Look), what its predictions say, and a student's `trials_of`.
+
+    means: (C, C), the class-mean logits, a class a row
+    """
 
     look: "Look"
     loaded: LoadedCheckpoint
     predictions: Predictions
     summary: metrics.Summary
-    spread: Tensor
-    kl: Tensor
+    means: Tensor
+    trials: list[list[dict]]
 
 
 def measured(name: str, role: str, loaded: LoadedCheckpoint, p: Predictions) -> Measured:
     from scripts.analysis.plots import LOOKS, Look
     return Measured(Look(name, *LOOKS[role]), loaded, p, metrics.summary(p.logits, p.labels),
-                    metrics.within_class_spread(p.logits, p.labels), metrics.within_class_kl(p.logits, p.labels))
+                    metrics.class_means(p.logits, p.labels, p.logits.shape[1]),
+                    [] if role == "teacher" else trials_of(loaded.record))
 
 
 def labels_of(loaded: dict[str, LoadedCheckpoint]) -> dict[str, str]:
@@ -142,8 +145,7 @@ def trials_of(record: Record | None) -> list[list[dict]]:
 
     A sibling whose files are damaged is left out, and said.
     """
-    own = epochs_of(record) if record else []
-    if record is None or not own:
+    if record is None or not (own := epochs_of(record)):
         return []
     trials, folder = [own], record.folder.absolute()
     for path in sorted(folder.parent.glob("*/result.json")):
@@ -173,23 +175,22 @@ def settings_of(record: Record) -> dict:
     return {key: value for key, value in record.settings.items() if key not in RESUME_IGNORED_OPTIONS | {"trial"}}
 
 
-def drawings_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]") -> dict[str, tuple]:
+def drawings_of(networks: dict[str, Measured], data: Data) -> dict[str, tuple]:
     """What draws each picture that there is data for, and of what, by its file's name, in the page's order."""
     from scripts.analysis import plots
     layout = plots.layout_of(data.classes, data.superclasses)
     student, teacher, against = networks["student"], networks.get("teacher"), networks.get("against")
     everyone, students = list(networks.values()), [network for network in (against, student) if network]
     drawings: dict[str, tuple] = {}
-    if student.look in runs:
-        drawings["curves"] = plots.curves, list(runs.items()), teacher and (teacher.look, teacher.summary.top1)
-    means = [(m.look, class_mean_logits(m)) for m in (teacher, student) if m]
-    drawings["class_means"] = plots.class_means, means, layout
-    spreads = [(m.look, m.spread) for m in everyone]
+    if student.trials:
+        runs = [(m.look, m.trials) for m in students if m.trials]
+        drawings["curves"] = plots.curves, runs, teacher and (teacher.look, teacher.summary.top1)
+    drawings["class_means"] = plots.class_means, [(m.look, m.means) for m in (teacher, student) if m], layout
+    spreads = [(m.look, m.summary.by_class["spread"]) for m in everyone]
     drawings["spread"] = plots.spread_by_class, spreads, layout.part(SPREAD_CLASSES)
     if base := against or teacher:
-        drawings["spread_change"] = (
-            plots.spread_scatter, (base.look, [base.spread, base.kl]), (student.look, [student.spread, student.kl]),
-            ["spread $S_c$", "divergence $D_c$, nats"])
+        pair = [(m.look, [m.summary.by_class[key] for key in ("spread", "kl")]) for m in (base, student)]
+        drawings["spread_change"] = plots.spread_scatter, *pair, ["spread $S_c$", "divergence $D_c$, nats"]
     if all(m.predictions.pooled is not None for m in everyone):
         drawings["tsne"] = tsne_picture, everyone, layout.part(TSNE_CLASSES)
     if teacher:
@@ -198,19 +199,6 @@ def drawings_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, lis
     drawings["reliability"] = plots.reliability, [
         (m.look, metrics.reliability(m.predictions.logits, m.predictions.labels), m.summary.ece) for m in everyone]
     return drawings
-
-
-def runs_of(networks: dict[str, Measured]) -> "dict[Look, list[list[dict]]]":
-    """The trials of the students' runs, by look, the student's last; of those without a record there are none."""
-    found = {networks[role].look: trials_of(networks[role].loaded.record)
-             for role in ("against", "student") if role in networks}
-    return {look: trials for look, trials in found.items() if trials}
-
-
-def class_mean_logits(network: Measured) -> Tensor:
-    """(C, C), a class a row."""
-    logits = network.predictions.logits
-    return metrics.class_means(logits, network.predictions.labels, logits.shape[1])
 
 
 def tsne_picture(networks: list[Measured], layout: "Layout") -> "Figure":
@@ -229,40 +217,38 @@ def tsne_picture(networks: list[Measured], layout: "Layout") -> "Figure":
     return plots.tsne(points, which, layout.names)
 
 
-def report_of(networks: dict[str, Measured], data: Data, runs: "dict[Look, list]", pictures: dict[str, bytes]) -> str:
+def report_of(networks: dict[str, Measured], data: Data, pictures: dict[str, bytes]) -> str:
     """report.html."""
     from scripts.analysis import plots
     student, teacher = networks["student"], networks.get("teacher")
     base = networks.get("against") or teacher
-    head = ["", "parameters", "top-1, %", "top-5, %", "NLL", "ECE", "spread", "D, nats"]
-    names = [data.classes, data.superclasses][: 2 if data.superclasses else 1]
-    columns = [column for m in networks.values() for column in (
-        (metrics.class_accuracy(m.predictions.logits, m.predictions.labels), ".1f"), (m.spread, ".4f"), (m.kl, ".4f"))]
+    rows = [row_of(m, teacher) for m in networks.values()]
+    names = {"class": data.classes} | ({"superclass": data.superclasses} if data.superclasses else {})
+    columns = [(m.summary.by_class[key], form) for m in networks.values()
+               for key, form in (("top1", ".1f"), ("spread", ".4f"), ("kl", ".4f"))]
     return render(
-        "analysis.html", title=f"{student.look.label} on {data.name}", pictures=pictures, images=student.summary.images,
-        classes=len(data.classes), superclasses=bool(data.superclasses), date=time.strftime("%Y-%m-%d"),
-        paths={m.look.label: printable(m.loaded.path) for m in networks.values()}, torch=torch.__version__,
-        command=printable(shlex.join(["python", *sys.argv])), student=student, teacher=teacher, base=base,
-        fewer=int((student.spread < base.spread).sum()) if base else 0,
-        head=head + ["to m, nats"] * bool(teacher), rows=[row_of(m, teacher) for m in networks.values()],
-        runs={look.label: len(trials) for look, trials in runs.items()}, shown=SPREAD_CLASSES,
-        tsne={"seed": TSNE_SEED, "classes": TSNE_CLASSES, "images": TSNE_IMAGES}, bins=metrics.BINS,
-        rare=f"{100 * plots.RARE:g}", names=len(names),
-        class_head=["class", "superclass"][: len(names)] + ["top-1, %", "spread", "D, nats"] * len(networks),
-        class_rows=[[*(printable(name[c]).replace("_", " ") for name in names),
+        "analysis.html", title=f"{student.look.label} on {data.name}", data=data, networks=list(networks.values()),
+        student=student, teacher=teacher, base=base, pictures=pictures, date=time.strftime("%Y-%m-%d"),
+        torch=torch.__version__, command=shlex.join(["python", *sys.argv]), head=list(rows[0]),
+        rows=[row.values() for row in rows],
+        fewer=int((student.summary.by_class["spread"] < base.summary.by_class["spread"]).sum()) if base else 0,
+        tsne={"seed": TSNE_SEED, "classes": TSNE_CLASSES, "images": TSNE_IMAGES}, shown=SPREAD_CLASSES,
+        bins=metrics.BINS, rare=f"{100 * plots.RARE:g}", names=len(names),
+        groups=[(m.look.label, 3) for m in networks.values()],
+        class_head=[*names, *["top-1, %", "spread", "D, nats"] * len(networks)],
+        class_rows=[[*(printable(name[c]).replace("_", " ") for name in names.values()),
                      *(f"{column[c]:{form}}" for column, form in columns)]
-                    for c in plots.layout_of(data.classes, data.superclasses).order],
-        groups=[(m.look.label, 3) for m in networks.values()])
+                    for c in plots.layout_of(data.classes, data.superclasses).order])
 
 
-def row_of(network: Measured, teacher: Measured | None) -> list[str]:
-    """A network's row of the first table."""
+def row_of(network: Measured, teacher: Measured | None) -> dict[str, str]:
+    """A network's row of the first table, by the columns' titles."""
     s, p = network.summary, network.predictions
-    row = [network.look.label, f"{cost.parameters(network.loaded.network):,}", f"{s.top1:.2f}", f"{s.top5:.2f}",
-           f"{s.nll:.3f}", f"{s.ece:.3f}", f"{s.spread:.4f}", f"{s.kl:.4f}"]
+    row = {"": network.look.label, "parameters": f"{cost.parameters(network.loaded.network):,}",
+           "top-1, %": f"{s.top1:.2f}", "top-5, %": f"{s.top5:.2f}", "NLL": f"{s.nll:.3f}", "ECE": f"{s.ece:.3f}",
+           "spread": f"{s.spread:.4f}", "D, nats": f"{s.kl:.4f}"}
     if teacher:
-        distance = metrics.ikd_distance(p.logits, p.labels, class_mean_logits(teacher))
-        row.append(f"{metrics.mean(distance):.4f}")
+        row["to m, nats"] = f"{metrics.mean(metrics.ikd_distance(p.logits, p.labels, teacher.means)):.4f}"
     return row
 
 

@@ -43,23 +43,16 @@ def options_of(argv):
 
 def measure(loaded: LoadedCheckpoint, data: Data, p: Predictions) -> dict:
     """Everything that the predictions say, as plain data; a figure that no image decides is None."""
-    total, classes = metrics.summary(p.logits, p.labels), len(data.classes)
+    total = metrics.summary(p.logits, p.labels)
     found = {
-        "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": classes,
+        "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": len(data.classes),
         "images": total.images, "top1": total.top1, "top5": total.top5, "nll": total.nll,
         "ece": total.ece, "ece_bins": metrics.BINS,
         "consistency": {"spread": total.spread, "kl": total.kl, "ikd": total.ikd},
         "stated_in_the_file": {"epoch": loaded.checkpoint.epoch, "accuracy": loaded.checkpoint.accuracy},
     }
-    columns = {
-        "images": metrics.class_counts(p.labels, classes).long(),
-        "top1": metrics.class_accuracy(p.logits, p.labels),
-        "spread": metrics.within_class_spread(p.logits, p.labels),
-        "kl": metrics.within_class_kl(p.logits, p.labels),
-        "ikd": metrics.own_ikd_distance(p.logits, p.labels),
-    }
     names = {"class": data.classes} | ({"superclass": data.superclasses} if data.superclasses else {})
-    found["per_class"] = rows(names, columns)
+    found["per_class"] = rows(names, total.by_class)
     if data.superclasses:
         superclasses, of = metrics.numbered(data.superclasses)
         exact, within = metrics.superclass_accuracy(p.logits, p.labels, of)

@@ -32,7 +32,7 @@ from helper.util.files import write_bytes
 from models import Classifier
 from scripts.analysis import cost, metrics
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, need, open_checkpoint, say
-from scripts.pages import render
+from scripts.pages import markdown, render
 
 ATOL, RTOL = 1e-4, 1e-4
 CHECKED = 512
@@ -136,7 +136,6 @@ def card(loaded: LoadedCheckpoint, data: Data, predictions: Predictions, files: 
         test=metrics.summary(predictions.logits, predictions.labels), bins=metrics.BINS, date=time.strftime("%Y-%m-%d"),
         torch=torch.__version__, command=shlex.join(["python", *sys.argv]), stated=stated, checked=checked,
         difference=difference, tolerance=f"{ATOL:g} + {RTOL:g}·|logit|", record=loaded.record,
-        printable=printable,
         settings={key: in_words(value) for key, value in loaded.settings.items() if key not in RESUME_IGNORED_OPTIONS},
         result={key: in_words(value) for key, value in ((loaded.record and loaded.record.result) or {}).items()})
 
@@ -147,8 +146,7 @@ def in_words(value) -> str:
         return ", ".join(f"{key} {in_words(v)}" for key, v in value.items())
     if isinstance(value, list):
         return ", ".join(map(in_words, value))
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return printable(text).replace("|", "\\|").replace("<", "&lt;")
+    return markdown(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
 if __name__ == "__main__":

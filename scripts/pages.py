@@ -46,4 +46,4 @@ def _png(image: bytes) -> str:
 
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters |= {"formula": formula, "prose": prose, "md": markdown, "png": _png}
+_ENVIRONMENT.filters |= {"formula": formula, "prose": prose, "md": markdown, "png": _png, "printable": printable}

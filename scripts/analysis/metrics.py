@@ -120,17 +120,13 @@ def ikd_distance(logits: Tensor, labels: Tensor, means: Tensor, temperature: flo
     return class_means(temperature**2 * rows, labels, logits.shape[1])
 
 
-def own_ikd_distance(logits: Tensor, labels: Tensor) -> Tensor:
-    """(C,): ikd_distance at T=1 to the network's own class-mean logits, (1/n_c) Σ_{i: y_i=c} z_i."""
-    return ikd_distance(logits, labels, class_means(logits, labels, logits.shape[1]))
-
-
 class Summary(NamedTuple):
     """A network on a test set of `images` images.
 
     top1, top5: accuracy in percent; nll, in nats; ece in [0, 1], of BINS bins
-    spread, kl, ikd: means over the classes of within_class_spread, within_class_kl, and ikd_distance to the network's
-        own class-mean logits at T=1
+    spread, kl, ikd: means over the classes that have images
+    by_class: "images", "top1", "spread" (within_class_spread), "kl" (within_class_kl) and "ikd" (ikd_distance to the
+        network's own class-mean logits at T=1), each (C,)
     """
 
     images: int
@@ -141,14 +137,22 @@ class Summary(NamedTuple):
     spread: float
     kl: float
     ikd: float
+    by_class: dict[str, Tensor]
 
 
 def summary(logits: Tensor, labels: Tensor) -> Summary:
     """The figures of logits (N, C) for labels (N,)."""
     top1, top5 = (100 * count_correct(logits, labels).double() / len(labels)).tolist()
+    classes = logits.shape[1]
+    by_class = {
+        "images": torch.bincount(labels, minlength=classes),
+        "top1": class_accuracy(logits, labels),
+        "spread": within_class_spread(logits, labels),
+        "kl": within_class_kl(logits, labels),
+        "ikd": ikd_distance(logits, labels, class_means(logits, labels, classes)),
+    }
     return Summary(len(labels), top1, top5, nll(logits, labels), ece(reliability(logits, labels)),
-                   mean(within_class_spread(logits, labels)), mean(within_class_kl(logits, labels)),
-                   mean(own_ikd_distance(logits, labels)))
+                   mean(by_class["spread"]), mean(by_class["kl"]), mean(by_class["ikd"]), by_class)
 
 
 def logit_correlation(logits: Tensor) -> Tensor:
