@@ -4,6 +4,8 @@ Heo, Lee, Yun and Choi, "Knowledge Transfer via Distillation of Activation Bound
 Neurons", AAAI 2019. First the student's features learn which of the teacher's neurons are active,
 equation 4; then the labels (and KD) train the whole student.
 """
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo._base import Method, MethodError, Stage, Term
@@ -25,10 +27,7 @@ class ABLoss(nn.Module):
                 for i, (s, t) in enumerate(zip(g_s, g_t, strict=True))]
 
     def _hinge(self, s, t):
-        active = t > 0
-        below = (s + self.margin).square() * ((s > -self.margin) & ~active)
-        above = (s - self.margin).square() * ((s <= self.margin) & active)
-        return (below + above).sum()
+        return F.relu(self.margin - torch.where(t > 0, s, -s)).square().sum()
 
 
 class Boundaries(Term):
