@@ -21,19 +21,16 @@ class DOT(torch.optim.Optimizer):
 
     def backward(self, task: Tensor, distillation: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Both losses' gradients, for `step`: scalars of one forward pass; a gradient or None for each parameter."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        parameters = self.param_groups[0]["params"]
         kd = torch.autograd.grad(distillation, parameters, retain_graph=True, allow_unused=True)
         return list(torch.autograd.grad(task, parameters, allow_unused=True)), list(kd)
 
     @torch.no_grad()
     def step(self, task: Sequence[Tensor | None], distillation: Sequence[Tensor | None]) -> None:  # type: ignore[override]
         """One step; a gradient or None for each parameter, in their order."""
-        gradients = iter(zip(task, distillation, strict=True))
-        for group in self.param_groups:
-            for p in group["params"]:
-                of_task, of_kd = next(gradients)
-                if of_task is None and of_kd is None:
-                    continue
+        group = self.param_groups[0]
+        for p, of_task, of_kd in zip(group["params"], task, distillation, strict=True):
+            if of_task is not None or of_kd is not None:
                 self._update(p, of_task, of_kd, group)
 
     def _update(self, p, of_task, of_kd, group):
