@@ -104,8 +104,7 @@ class BatchCounts:
         # Without a momentum the statistics depend on the counter, which then has to be part of the step.
         self.norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
                       and module.momentum is not None and module.num_batches_tracked is not None]
-        self.steps: list[list[int]] = []
-        self.repeated: Counter = Counter()
+        self.repeated: Counter = Counter()  # steps, by what they add to the counters
         for norm in self.norms:
             norm.register_state_dict_pre_hook(lambda *_: self.flush())
 
@@ -126,21 +125,18 @@ class BatchCounts:
             for norm, counter in zip(self.norms, held, strict=True):
                 norm.num_batches_tracked = counter
 
-    def repeats(self, replay: Callable[[], None], counted: list[int]) -> Callable[[], None]:
+    def repeats(self, replay: Callable[[], None], counted: tuple[int, ...]) -> Callable[[], None]:
         """`replay`, each call of which counts as one step that adds `counted` to the counters."""
-        number = len(self.steps)
-        self.steps.append(counted)
-
         def run():
             replay()
-            self.repeated[number] += 1
+            self.repeated[counted] += 1
 
         return run
 
     def flush(self) -> None:
         """Bring the counters up to date."""
-        for number, times in self.repeated.items():
-            for norm, added in zip(self.norms, self.steps[number], strict=True):
+        for counted, times in self.repeated.items():
+            for norm, added in zip(self.norms, counted, strict=True):
                 norm.num_batches_tracked += times * added
         self.repeated.clear()
 
@@ -206,10 +202,9 @@ class CapturedStep:
         self._continue_eagerly(failed, phase, batch, teacher, meters)
 
     def _capture(self, kind, phase, places, meters):
-        counted = [int(n) for n in self.counted[kind].tolist()]
-        batch, teacher = places
+        counted = tuple(self.counted[kind].tolist())
         with self.counts.left_out():
-            replay = self.graphs.capture(lambda: self._run(phase, batch, teacher, meters))
+            replay = self.graphs.capture(lambda: self._run(phase, *places, meters))
         self.captured[kind] = places, self.counts.repeats(replay, counted)
 
     def _continue_eagerly(self, error, phase, batch, teacher, meters):
