@@ -2,6 +2,7 @@
 import dataclasses
 import math
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from helper.loop import fit
 from helper.meters import Meters
 from helper.objective import CrossEntropy, Objective
 from helper.record.run import RunRecord
-from helper.schedule import learning_rate_at, schedule
+from helper.schedule import schedule
 from helper.step import Phase, sgd
 from helper.teacher.loader import DistillLoader
 from helper.teacher.source import NoTeacher
@@ -23,23 +24,26 @@ from helper.util.errors import RunError
 from helper.util.seeding import derive_seed
 from models import model_dict
 
-DECAY = [150, 180, 210]
+
+def learning_rate(epoch, warm_up=0):
+    return schedule(Namespace(learning_rate=0.05, lr_decay_epochs=[150, 180, 210], lr_decay_rate=0.1,
+                              warm_up=warm_up))(epoch)
 
 
 @pytest.mark.parametrize("epoch, rate", [(1, 0.05), (150, 0.05), (151, 0.005), (180, 0.005), (181, 5e-4),
                                          (210, 5e-4), (211, 5e-5), (240, 5e-5)])
 def test_the_learning_rate_decays_after_its_epochs(epoch, rate):
-    assert learning_rate_at(epoch, 0.05, DECAY, 0.1) == pytest.approx(rate)
+    assert learning_rate(epoch) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("epoch, rate", [(1, 0.0025), (2, 0.005), (19, 0.0475), (20, 0.05), (21, 0.05), (151, 0.005)])
 def test_warm_up_ends_at_the_full_learning_rate(epoch, rate):
-    assert learning_rate_at(epoch, 0.05, DECAY, 0.1, warmup=20) == pytest.approx(rate)
+    assert learning_rate(epoch, warm_up=20) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_no_warm_up_at_all(warmup):
-    assert learning_rate_at(1, 0.05, DECAY, 0.1, warmup) == 0.05
+    assert learning_rate(1, warmup) == 0.05
 
 
 def test_meters_average_over_samples_not_steps():
