@@ -1,6 +1,7 @@
 """The training set's batches, each with the teacher's outputs for it."""
 from collections.abc import Iterator
 from contextlib import closing
+from operator import itemgetter
 
 from dataset import Batch, TrainData, TrainViews
 from helper.teacher.source import TeacherSource
@@ -47,9 +48,7 @@ class DistillLoader:
             for several in batches:
                 outputs = self.teacher(several)
                 for i in range(0, len(several.labels), own):
-                    def part(values, i=i):
-                        return values[i : i + own]
-
+                    part = itemgetter(slice(i, i + own))
                     whole = min(left, self.batch_size) if distributed.world_size() > 1 else None
                     yield Batch(*each(part, several))._replace(whole=whole), Outputs(*each(part, outputs))
                     left -= self.batch_size

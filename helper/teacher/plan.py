@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -253,12 +254,8 @@ def cached_teacher_accuracy(teacher: Classifier, data: Data, test: EvalData, pre
     key = fingerprint(teacher.state_dict(), data.test.images, data.test.labels, teacher.name, data.mean, data.std,
                       precision, arithmetic(device), device.type, torch.__version__)
     path = os.path.join(folder, "accuracy", f"{teacher.name}_{data.name}_{key[:16]}.json")
-
-    def read(path):
-        with open(path, encoding="utf-8") as file:
-            return Evaluation(**json.load(file))
-
-    return kept(path, lambda: evaluate(teacher, test, precision, what="the teacher's test accuracy"), read,
+    return kept(path, lambda: evaluate(teacher, test, precision, what="the teacher's test accuracy"),
+                lambda path: Evaluation(**json.loads(Path(path).read_bytes())),
                 lambda path, accuracy: write_json(path, accuracy._asdict()))
 
 
