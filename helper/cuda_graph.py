@@ -203,8 +203,9 @@ class CapturedStep:
 
     def _capture(self, kind, phase, places, meters):
         counted = tuple(self.counted[kind].tolist())
+        batch, teacher = places
         with self.counts.left_out():
-            replay = self.graphs.capture(lambda: self._run(phase, *places, meters))
+            replay = self.graphs.capture(lambda: self._run(phase, batch, teacher, meters))
         self.captured[kind] = places, self.counts.repeats(replay, counted)
 
     def _continue_eagerly(self, error, phase, batch, teacher, meters):
