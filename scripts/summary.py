@@ -12,7 +12,7 @@ import helper.util.start  # noqa: F401 (before PyTorch)
 from helper.cli import Parser
 from helper.record.records import read_records
 from helper.util.errors import UsageError, guarded, printable
-from scripts.tables.aggregate import name_in, rows_of
+from scripts.tables.aggregate import rows_of
 
 HEAD = ("pair", "method", "trial", "last", "best", "seconds")
 
@@ -25,7 +25,7 @@ def main():
     for fault in faults:
         print(f"note: {printable(fault)}", file=sys.stderr)
     rows = rows_of(records, folder)
-    lines = [(row.pair.replace("->", "→"), name_in(row, rows), record.trial, f"{record.final['last']['top1']:.2f}",
+    lines = [(row.pair.replace("->", "→"), row.name, record.trial, f"{record.final['last']['top1']:.2f}",
               f"{record.final['best']['top1']:.2f}", f"{record.final['seconds']:.1f}")
              for row in rows for record in row.records]
     if not lines:

@@ -2,7 +2,7 @@
 import itertools
 import os
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Row:
 
     variant: the settings of a grid in words
     missing: trial -> what is known of it, in words
+    name: the method's, with the settings that tell it from other rows of the same method and pair, and only those
     """
 
     pair: str
@@ -35,6 +36,7 @@ class Row:
     identity: dict
     records: tuple[Record, ...]
     missing: dict[str, str]
+    name: str = ""
 
     def values(self, epoch: str) -> list[float]:
         """The test accuracies in percent at the 'last' or the 'best' epoch, a trial an element."""
@@ -67,7 +69,14 @@ def rows_of(records: list[Record], save_dir: str, asked: list[dict] | None = Non
         for _, trials in sorted(alike.items()) or [((), {})]:  # a row of which nothing is there is a row all the same
             found = tuple(trials[trial] for trial in sorted(trials, key=_natural))
             rows.append(Row(*place, found[0].identity if found else {}, found, missing[place]))
-    return rows
+    return [replace(row, name=_name(row, rows)) for row in rows]
+
+
+def _name(row, rows):
+    same = [other for other in rows if (other.pair, other.method) == (row.pair, row.method)]
+    keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
+    differ = ", ".join(setting(key, row.identity[key]) for key in keys) or row.variant
+    return f"{row.method} ({differ})" if differ else row.method
 
 
 def _finished(by_folder):
@@ -154,7 +163,7 @@ def _pair(pair, rows, common):
         "teacher_published": figure and figure._asdict(),
         "rows": [{
             "method": row.method,
-            "name": name_in(row, rows),
+            "name": row.name,
             "settings": {key: value for key, value in row.identity.items() if key not in common | own},
             "trials": [record.trial for record in row.records],
             "last": spread(row.values("last")),
@@ -180,8 +189,8 @@ def _teacher(rows):
         how += f" in {'bfloat16' if record.settings.get('amp') == 'bf16' and not cached else 'float32'}"
         how += f" on {record.settings.get('device')}"
         found.setdefault(record.final["teacher_top1"], set()).add(how)
-    return [{"top1": top1, "how": " and ".join(sorted(found[top1]))}
-            for top1 in sorted(found, key=lambda top1: ("float32" not in str(found[top1]), top1))]
+    accuracies = [{"top1": top1, "how": " and ".join(sorted(ways))} for top1, ways in found.items()]
+    return sorted(accuracies, key=lambda accuracy: ("float32" not in accuracy["how"], accuracy["top1"]))
 
 
 def _shared(rows):
@@ -224,8 +233,8 @@ def significance(rows: list[Row]) -> list[dict]:
         common = [trial for trial in mine if trial in theirs]
         if common and row.pair == other.pair and all(row.identity[key] == other.identity[key] for key in shared):
             differences = np.array([theirs[trial] - mine[trial] for trial in common])
-            found.append({"pair": row.pair, "method": name_in(other, rows), "against": name_in(row, rows),
-                          "trials": common, "mean": float(differences.mean()), "interval": bootstrap(differences)})
+            found.append({"pair": row.pair, "method": other.name, "against": row.name, "trials": common,
+                          "mean": float(differences.mean()), "interval": bootstrap(differences)})
     return found
 
 
@@ -236,11 +245,3 @@ def bootstrap(values: np.ndarray) -> list[float] | None:
     draws = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
     outside = (100 - LEVEL) / 2
     return [float(x) for x in np.percentile(values[draws].mean(1), [outside, 100 - outside])]
-
-
-def name_in(row: Row, rows: list[Row]) -> str:
-    """The method's name, with the settings that tell it from other rows of the same name and pair, and only those."""
-    same = [other for other in rows if (other.pair, other.method) == (row.pair, row.method)]
-    keys = [key for key in row.identity if len({repr(other.identity.get(key)) for other in same if other.records}) > 1]
-    differ = ", ".join(setting(key, row.identity[key]) for key in keys) or row.variant
-    return f"{row.method} ({differ})" if differ else row.method

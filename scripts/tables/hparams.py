@@ -2,7 +2,7 @@
 import json
 
 from helper.record.naming import scalars_folder
-from scripts.tables.aggregate import Row, name_in
+from scripts.tables.aggregate import Row
 
 SUFFIX = ".hparams"
 
@@ -26,7 +26,7 @@ def write_hparams(rows: list[Row]) -> None:
             metrics = {f"result/{name}_top1": record.final[name]["top1"] for name in ("last", "best")}
             experiment, start, end = hparams(_settings(record), metrics)
             held = HParamsPluginData.FromString(start.value[0].metadata.plugin_data.content)
-            held.session_start_info.group_name = f"{row.pair} {name_in(row, rows)}"
+            held.session_start_info.group_name = f"{row.pair} {row.name}"
             start.value[0].metadata.plugin_data.content = held.SerializeToString()
             writer = FileWriter(str(folder), filename_suffix=SUFFIX)
             for summary in (experiment, start, end, *(scalar(name, value) for name, value in metrics.items())):

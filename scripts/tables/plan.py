@@ -235,10 +235,9 @@ def _teacher(model, o):
     """Where the teacher comes from: a pair's own file, else the word or path that `--teachers` has for it."""
     if model not in model_dict:
         return Teacher(load_model(model)[0].name, model)
-    named = dict(text.split("=", 1) for text in o.teachers if "=" in text)
-    general = [text for text in o.teachers if "=" not in text]
-    source = named.get(model) or (general[-1] if general else None)
-    if source is None:
+    sources = dict(text.split("=", 1) if "=" in text else ["", text] for text in o.teachers)
+    source = sources.get(model) or sources.get("")
+    if not source:
         raise UsageError(f"--teachers says nothing of {model}: give fetch, train, a folder, or {model}=FILE")
     if source == "fetch":
         if model not in published.TEACHERS:

@@ -1,9 +1,10 @@
 """Curves of test accuracy over epochs, with bands over trials (matplotlib, one of the extras)."""
 import importlib.util
 import io
-import statistics
 
-from scripts.tables.aggregate import Row, name_in
+import numpy as np
+
+from scripts.tables.aggregate import Row
 
 # Okabe and Ito's colours, which differ for every kind of colour vision; without black and yellow, which one of the
 # page's two themes hides.
@@ -31,8 +32,7 @@ def accuracy_curves(pair: str, rows: list[Row]) -> str:
         figure = Figure(figsize=(7.2, 3.6 + 0.2 * lines), layout="constrained")
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
-            _curve(axes, row, name_in(row, rows), COLOURS[i % len(COLOURS)],
-                   DASHES[(i + i // len(COLOURS)) % len(DASHES)])
+            _curve(axes, row, COLOURS[i % len(COLOURS)], DASHES[(i + i // len(COLOURS)) % len(DASHES)])
         teachers = {record.final["teacher_top1"] for row in rows if row.method != "ce" for record in row.records}
         if len(teachers) == 1:
             axes.axhline(*teachers, color=TEXT, linewidth=0.9, linestyle=(0, (1, 3)), label="teacher")
@@ -51,14 +51,13 @@ def accuracy_curves(pair: str, rows: list[Row]) -> str:
     return svg[svg.index("<svg"):].replace(TEXT, "currentColor")
 
 
-def _curve(axes, row, name, colour, dashes):
+def _curve(axes, row, colour, dashes):
     curves = [record.curve("test_top1") for record in row.records]
     length = min(map(len, curves))
-    epochs, by_epoch = range(1, length + 1), list(zip(*(curve[:length] for curve in curves), strict=True))
-    means = [statistics.fmean(values) for values in by_epoch]
+    epochs, values = range(1, length + 1), np.array([curve[:length] for curve in curves])
+    means = values.mean(axis=0)
     axes.plot(epochs, means, color=colour, linestyle=dashes, linewidth=1.5, marker="." if length < 30 else None,
-              label=f"{name}, {len(curves)} trial{'s' * (len(curves) != 1)}")
+              label=f"{row.name}, {len(curves)} trial{'s' * (len(curves) != 1)}")
     if len(curves) > 1:
-        spread = [statistics.stdev(values) for values in by_epoch]
-        axes.fill_between(epochs, [m - s for m, s in zip(means, spread, strict=True)],
-                          [m + s for m, s in zip(means, spread, strict=True)], color=colour, alpha=0.15, linewidth=0)
+        spread = values.std(axis=0, ddof=1)
+        axes.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)

@@ -40,16 +40,14 @@ def preset(base: str, pair: str) -> tuple[dict[str, Any], list[str]]:
     found = CE if base == "ce" else published.weights(published.DATASET, base, pair)
     if found is not None:
         return {"distill": known.get("distill", base)} | found, []
+    elsewhere = [f"{base}'s weights are published for other pairs: its defaults are used"] if known else []
     if "distill" in known:
-        return {"distill": known["distill"]} | known["set"], [
-            f"{base}'s weights are published for other pairs: its defaults are used"]
+        return {"distill": known["distill"]} | known["set"], elsewhere
     method = METHODS[base]
     options = {"distill": base, "gamma": 1.0}
     options |= {"alpha": 0.0} if method.alpha_adds_kd and method.alpha is not None else {}
     options |= {} if method.beta is None else {"beta": method.beta}
-    if known:
-        return options, [f"{base}'s weights are published for other pairs: its defaults are used"]
-    return options, [] if method.beta_published else [f"no weight of {base} is published"]
+    return options, elsewhere or ([] if method.beta_published else [f"no weight of {base} is published"])
 
 
 def _without_ramp(options):

@@ -72,11 +72,9 @@ def parts_of(content: dict, rows: list[Row]) -> list[Part]:
         parts.append(pair_part(block, picture))
     if content["significance"] is not None:
         parts.append(significance_part(content["significance"]))
-    parts.append(Part("Settings of the rows", rows=[["method", "pairs", "settings"], *settings_rows(content)],
-                      folded=True))
-    parts.append(sources_part(content))
-    parts.append(Part("Command lines", commands=[printable(command) for command in content["commands"]], folded=True))
-    return parts
+    settings = [["method", "pairs", "settings"], *settings_rows(content)]
+    return [*parts, Part("Settings of the rows", rows=settings, folded=True), sources_part(content),
+            Part("Command lines", commands=[printable(command) for command in content["commands"]], folded=True)]
 
 
 def overview(content) -> Part:
