@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     o = parser.parse_args()
     asked = read_table(o.table) if o.table else None
-    out = o.out or (os.path.dirname(o.table) if o.table else os.path.join(o.save_dir, "report"))
+    out = o.out or (str(Path(o.table).parent) if o.table else os.path.join(o.save_dir, "report"))
     if not o.dry_run:
         for fault in write_report(o.save_dir, out, asked, o.significance, o.hparams):
             print(f"note: {printable(fault)}", file=sys.stderr)

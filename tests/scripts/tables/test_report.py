@@ -352,3 +352,10 @@ def test_the_script_and_its_refusals(save, tmp_path):
         bad = scripts.run("scripts/report.py", *flags)
         assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
         assert says in bad.stderr
+
+
+def test_the_report_of_a_table_in_this_folder_is_written_beside_it(save):
+    (save / "table.json").write_text(json.dumps(asked(f"{KD} --trial 1")))
+    script = str(scripts.ROOT / "scripts" / "report.py")
+    said = scripts.succeed(script, "--save_dir", ".", "--table", "table.json", root=save).stdout
+    assert said.endswith("are in .\n") and "| kd | 1 | 70.00 |" in (save / "report.md").read_text()
