@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helper.cli import student_options
 from helper.record import published
 from helper.record.records import LOSS, Record
 from helper.util.errors import printable
+from scripts.tables.plan import default_recipe
 from scripts.tables.presets import remarks
 from scripts.tables.runner import Logs
 from scripts.tables.words import setting
@@ -204,14 +204,14 @@ def _shared(rows):
 
 def cautions(rows: list[Row]) -> list[str]:
     """What a reader must know before the figures: in which respect they are no reproduction."""
-    said, usual = [], student_options(["--path_t", "-"])
-    epochs = sorted({row.identity["epochs"] for row in rows} - {usual.epochs})
+    said, usual = [], default_recipe().epochs
+    epochs = sorted({row.identity["epochs"] for row in rows} - {usual})
     datasets = sorted({row.identity["dataset"] for row in rows} - {published.DATASET})
     if datasets:
         said.append(f"On {', '.join(datasets)}, for which nothing is published: no reproduction of any table.")
     if epochs:
-        said.append(f"Trained for {', '.join(map(str, epochs))} epochs; the published schedule has {usual.epochs}: "
-                    "no reproduction of the published figures.")
+        said.append(f"Trained for {', '.join(map(str, epochs))} epochs; the published schedule has {usual}: no "
+                    "reproduction of the published figures.")
     if any(row.identity["warm_up"] > 1 for row in rows) and not datasets:
         said.append("With a warm-up of the learning rate, as in IKD's code; the benchmark that most published figures "
                     "are of has none.")

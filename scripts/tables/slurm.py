@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from helper.util.errors import UsageError
 from helper.util.files import write_json
@@ -42,20 +43,17 @@ class Slurm:
         if absent:
             raise UsageError(f"--slurm: {', '.join(absent)} cannot be found: run this where Slurm's commands are")
         self.logs, self.cpus = logs, cpus
-        folder = os.path.abspath(logs.folder / "slurm")
-        os.makedirs(folder, exist_ok=True)
-        self.name = f"table-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"  # tells our jobs from all others
+        folder = Path(os.path.abspath(logs.folder / "slurm"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = f"table-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"  # tells our jobs from all others
         self.executor = submitit.SlurmExecutor(folder, max_num_timeout=self.TIMES_UP)
         self.executor.update_parameters(
             job_name=self.name, partition=partition, time=minutes, cpus_per_task=cpus,
             signal_delay_s=min(90, 20 * minutes), additional_parameters={"requeue": True},
             setup=[f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"],
             **({"gpus_per_node": gpus} if gpus else {}))
-        self.queue = os.path.join(folder, "queued.json")
-        self.ids: dict[str, str] = {}
-        if os.path.exists(self.queue):
-            with open(self.queue) as file:
-                self.ids = json.load(file)
+        self.queue = folder / "queued.json"
+        self.ids: dict[str, str] = json.loads(self.queue.read_text()) if self.queue.exists() else {}
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, str] = {}
         self._ask()
@@ -88,16 +86,14 @@ class Slurm:
             for job, found in zip(part, submitted, strict=True):
                 self.ids[job.name] = found.job_id
                 self.states[found.job_id] = "PENDING"
-            write_json(self.queue, self.ids)
+            write_json(str(self.queue), self.ids)
 
     def ended(self) -> list[tuple[Job, int | None]]:
         """The jobs that are no longer in Slurm's queue; their exit codes are not known."""
         if self.jobs:
             self._ask()
-        over = [job for name, job in self.jobs.items() if self.ids[name] not in self.states]
-        for job in over:
-            del self.jobs[job.name]
-        return [(job, None) for job in over]
+        over = [name for name in self.jobs if self.ids[name] not in self.states]
+        return [(self.jobs.pop(name), None) for name in over]
 
     def stop(self, stop: StopRequest) -> str:
         """Leave the jobs where they are."""
