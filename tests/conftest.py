@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helper.util.files import wait_for_folder
 from tests.support import scripts
 
 # As in helper/record/run.py: the first test of a process that imports protobuf decides for all.
@@ -20,9 +21,12 @@ os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 @pytest.fixture(scope="session")
 def digits_teacher(tmp_path_factory):
     """The checkpoint of a resnet14 that train_teacher.py trained on the digits, well enough to teach."""
-    save = tmp_path_factory.mktemp("teacher")
-    scripts.succeed("train_teacher.py", "--model", "resnet14", "--dataset", "digits", "--epochs", 3,
-                    "--lr_decay_epochs", "2", "--save_dir", save)
+    own = tmp_path_factory.getbasetemp()
+    save = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "teacher"  # one for all of pytest's processes
+    save.mkdir(exist_ok=True)
+    with wait_for_folder(str(save), lambda: None, "another process trains the teacher"):
+        scripts.succeed("train_teacher.py", "--model", "resnet14", "--dataset", "digits", "--epochs", 3,
+                        "--lr_decay_epochs", "2", "--save_dir", save)
     return scripts.only(save / "models") / "resnet14_last.pth"
 
 

@@ -20,7 +20,8 @@ def test_the_readmes_method_works_from_the_command_line(digits_teacher, tmp_path
     shown = scripts.succeed("train_student.py", "--help", "mine", root=copy).stdout
     assert "--distill mine: Me, My Paper, 2026" in shown and "--my_T" in shown
     scripts.succeed("train_student.py", "--path_t", digits_teacher, "--distill", "mine", "--my_T", 3, "--avg", 1,
-                    "-a", 0.5, "--dataset", "digits", "--epochs", 2, "--warm_up", 0, "--save_dir", tmp_path, root=copy)
+                    "-a", 0.5, "--dataset", "digits", "--imbalance", 0.01, "--batch_size", 32, "--epochs", 2,
+                    "--warm_up", 0, "--save_dir", tmp_path, root=copy)
     first, second = scripts.read_log(scripts.only(tmp_path / "student_model"))
     assert set(first["losses"]) == {"ce", "mine", "kd", "ikd"} and second["losses"]["mine"] < first["losses"]["mine"]
 

@@ -99,7 +99,8 @@ def test_a_training_ends_with_the_script_that_started_it(tmp_path):
     script = subprocess.Popen(
         ["sh", scripts.ROOT / "scripts" / "run_cifar_vanilla.sh"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "MODELS": "resnet8", "EPOCHS": "500",
-                        "DATASET": "digits", "SAVE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"})
+                        "DATASET": "digits", "SAVE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1",
+                        "FLAGS": "--imbalance 0.01"})
     for line in script.stdout:
         if line.startswith("train   2/500"):
             break
@@ -131,10 +132,10 @@ def test_the_commands_of_the_readme_are_taken():
 
 def test_run_cifar_vanilla_takes_overrides_and_continues_after_a_failure(tmp_path):
     run = sh("run_cifar_vanilla.sh", MODELS="nothing resnet8", DATASET="digits", EPOCHS="1", SAVE_DIR=str(tmp_path),
-             FLAGS="--batch_size 256")
+             FLAGS="--imbalance 0.01")
     assert run.returncode == 1 and run.stderr.strip().endswith("these failed, see above: nothing")
     assert (scripts.only(tmp_path / "models") / "result.json").exists()
-    assert scripts.only(tmp_path / "models").name.startswith("resnet8_digits")
+    assert scripts.only(tmp_path / "models").name.startswith("resnet8_digits-imb0.01")
 
 
 def test_without_a_python_the_set_up_says_which(tmp_path):

@@ -1,8 +1,8 @@
 """Runs scripts in processes of their own without importing PyTorch and torchvision anew for each.
 
-Reads a JSON line {"root", "argv", "out", "err"} and answers with the pid of a fork that has them
-loaded, and nothing of this repository; it runs `python argv...` in `root`, its output going to the two
-files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
+Reads a JSON line {"root", "argv", "out", "err", "environment"} and answers with the pid of a fork that has them
+loaded, and nothing of this repository; it runs `python argv...` in `root`, with what is added to
+the environment, its output going to the two files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
 """
 import gc
 import json
@@ -19,8 +19,9 @@ import torchvision.transforms.v2  # noqa: F401
 running, ended = set(), {}
 
 
-def run(root, argv, out, err):
+def run(root, argv, out, err, environment):
     os.chdir(root)
+    os.environ.update(environment)
     for name, number in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

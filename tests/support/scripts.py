@@ -28,13 +28,16 @@ def _ask(command):
 
 
 class Process:
-    """A running `python SCRIPT FLAGS` in the repository's root, or in another `root`."""
+    """A running `python SCRIPT FLAGS` in the repository's root, or in another `root`.
 
-    def __init__(self, script, *flags, root=ROOT):
+    environment: what it has beside this process's
+    """
+
+    def __init__(self, script, *flags, root=ROOT, environment=None):
         self.folder = tempfile.TemporaryDirectory(prefix="ikd-test-")  # there as long as this object is
         self.out, self.err = (os.path.join(self.folder.name, name) for name in ("out", "err"))
         self.pid = _ask({"root": str(root), "argv": [script, *(str(flag) for flag in flags)],
-                         "out": self.out, "err": self.err})
+                         "out": self.out, "err": self.err, "environment": environment or {}})
 
     def signal(self, signum):
         os.kill(self.pid, signum)

@@ -26,8 +26,8 @@ TEACHER, AGAINST, STUDENT = (Look(name, *LOOKS[name]) for name in ("teacher", "a
 def student(digits_teacher, tmp_path_factory):
     """The checkpoint of a student with IKD, in its run's folder."""
     save = tmp_path_factory.mktemp("save")
-    scripts.succeed("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--epochs", 2, "--avg", 1,
-                    "-a", 0.9, "--warm_up", 0, "--batch_size", 128, "--save_dir", save)
+    scripts.succeed("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--imbalance", 0.01,
+                    "--batch_size", 32, "--epochs", 2, "--avg", 1, "-a", 0.9, "--warm_up", 0, "--save_dir", save)
     return scripts.only(save / "student_model") / "resnet8_last.pth"
 
 

@@ -85,7 +85,7 @@ def test_a_run_with_a_damaged_result_is_tried_and_fails_with_the_reason(teachers
 
 
 def test_a_table_of_the_digits_from_one_command(teachers, tmp_path):
-    flags = (*flat(GOOD | {"--teachers": teachers}), "--epochs", 1, "--flags", "--batch_size 256",
+    flags = (*flat(GOOD | {"--teachers": teachers}), "--epochs", 1, "--flags", "--batch_size 256 --imbalance 0.05",
              "--save_dir", tmp_path)
     run = scripts.succeed("scripts/reproduce.py", *flags)
     assert "1 runs: 0 teachers, 1 students; 0 done before" in run.stdout and "1 of 1 runs are done" in run.stdout
