@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helper.util.files import wait_for_folder
+from helper.util.files import lock_folder
 from tests.support import scripts
 
 # As in helper/record/run.py: the first test of a process that imports protobuf decides for all.
@@ -24,7 +24,7 @@ def digits_teacher(tmp_path_factory):
     own = tmp_path_factory.getbasetemp()
     save = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "teacher"  # one for all of pytest's processes
     save.mkdir(exist_ok=True)
-    with wait_for_folder(str(save), lambda: None, "another process trains the teacher"):
+    with lock_folder(str(save), waiting="another process trains the teacher"):
         scripts.succeed("train_teacher.py", "--model", "resnet14", "--dataset", "digits", "--epochs", 3,
                         "--lr_decay_epochs", "2", "--save_dir", save)
     return scripts.only(save / "models") / "resnet14_last.pth"
