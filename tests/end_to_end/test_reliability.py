@@ -39,8 +39,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_state_intact(digits
 
 
 def test_a_folder_that_vanishes_ends_the_run_with_one_line(digits_teacher, tmp_path):
-    process = scripts.Process("train_student.py", "--path_t", digits_teacher, "--dataset", "digits", "--imbalance", 0.01,
-                              "--epochs", 50, "--save_dir", tmp_path)
+    process = scripts.Process("train_student.py", "--path_t", digits_teacher, "--dataset", "digits",
+                              "--imbalance", 0.01, "--epochs", 50, "--save_dir", tmp_path)
     process.until("train  1/50")
     shutil.rmtree(tmp_path / "student_model")
     assert process.wait() == 1

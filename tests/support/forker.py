@@ -1,8 +1,9 @@
 """Runs scripts in processes of their own without importing PyTorch and torchvision anew for each.
 
 Reads a JSON line {"root", "argv", "out", "err", "environment"} and answers with the pid of a fork that has them
-loaded, and nothing of this repository; it runs `python argv...` in `root`, with what is added to
-the environment, its output going to the two files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has ended.
+loaded, and nothing of this repository; it runs `python argv...` in `root`, with what is added to the environment, its
+output going to the two files. Reads {"wait": pid} and answers with its exit code (negative for a signal) once it has
+ended.
 """
 import gc
 import json
