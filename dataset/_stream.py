@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from dataset._base import Data, DataError
 from dataset._image import decode
-from dataset.views import Batch, normalise
+from dataset.views import Batch, OnDevice
 from helper.util.errors import printable
 from helper.util.files import open_regular
 from helper.util.seeding import derive_seed
@@ -94,15 +94,12 @@ class Files:
             raise DataError(f"{self.path(i)} cannot be read ({reason})") from None
 
 
-class _Streamed:
+class _Streamed(OnDevice):
     """Files on their way to a device."""
 
     def __init__(self, files: Files, data: Data, device: torch.device):
-        self.files, self.flip, self.labels = files, data.flip, files.labels.to(device)
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
-
-    def __len__(self) -> int:
-        return len(self.files)
+        super().__init__(files, data, device)
+        self.files, self.flip = files, data.flip
 
 
 class StreamedViews(_Streamed):
@@ -123,7 +120,7 @@ class StreamedViews(_Streamed):
         order, device = plan[0], self.labels.device
         pixels = read(self.files, _train_transform(self.files.size, self.flip), plan, batch_size, device)
         for images, index in zip(pixels, order.to(device).split(batch_size), strict=True):
-            yield Batch(normalise(images, self.mean, self.std), self.labels[index], index, None)
+            yield Batch(self.normalise(images), self.labels[index], index, None)
 
 
 class StreamedImages(_Streamed):
@@ -135,7 +132,7 @@ class StreamedImages(_Streamed):
         order = torch.arange(len(self))[part]
         pixels = read(self.files, _test_transform(self.files.size), (order, order), batch_size, self.labels.device)
         for images, labels in zip(pixels, self.labels[part].split(batch_size), strict=True):
-            yield normalise(images, self.mean, self.std), labels
+            yield self.normalise(images), labels
 
 
 def _train_transform(size, flip):

@@ -18,7 +18,7 @@ from dataset._strong import augment, strong_draws
 from helper.util.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from dataset._base import Data, Split
+    from dataset._base import Data, Samples, Split
 
 PADDING = 4
 OFFSETS = 2 * PADDING + 1
@@ -54,19 +54,23 @@ class Batch(NamedTuple):
         return self.whole or len(self.labels)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32, as torchvision's ToTensor and Normalize; mean, std: (3, 1, 1)."""
-    return images.float().div_(255).sub_(mean).div_(std)
+class OnDevice:
+    """What TrainData and EvalData have in common: labels on a device, and the data set's normalisation."""
+
+    def __init__(self, samples: Samples, data: Data, device: torch.device):
+        self.labels = samples.labels.to(device)
+        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32, as torchvision's ToTensor and Normalize."""
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
 
 
 def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, Tensor]:
-    """The order of n samples in an epoch and the view that each position shows.
-
-    A pure function of its arguments, drawn on the CPU: the same on every device. `phase` is "train", or
-    the name of a method's first stage.
-
-    Returns (order, view), each (n,) int64.
-    """
+    """The order of n samples in an epoch and the view that each position shows, both (n,) int64; see TrainData.plan."""
     generator = torch.Generator().manual_seed(derive_seed(seed, trial, phase, epoch, "views"))
     order = torch.randperm(n, generator=generator)
     window = torch.randint(OFFSETS * OFFSETS, (n,), generator=generator)
@@ -74,7 +78,7 @@ def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int
     return order, window * 2 + mirrored
 
 
-class TrainViews:
+class TrainViews(OnDevice):
     """A training set in memory on a device (TrainData), of which batches are gathered by (index, view).
 
     data: its training images are padded once and kept as one uint8 tensor on `device`
@@ -82,20 +86,16 @@ class TrainViews:
     """
 
     def __init__(self, data: Data, device: torch.device, strong: bool = False):
-        split, self.flip, self.strong = cast("Split", data.train), data.flip, strong
-        self.height, self.width = split.images.shape[2:]
-        self.images = F.pad(split.images, (PADDING,) * 4).to(device)
-        self.labels = split.labels.to(device)
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
+        super().__init__(data.train, data, device)
+        images, self.flip, self.strong = cast("Split", data.train).images, data.flip, strong
+        height, self.width = images.shape[2:]
+        self.images = F.pad(images, (PADDING,) * 4).to(device)
         self.padded_width, self.image_size = self.images.shape[3], self.images[0].numel()
         # Where the pixels of window (0, 0) lie in a padded image: (3, height, width).
         channel = torch.arange(3, device=device).view(3, 1, 1) * self.images[0, 0].numel()
-        row = torch.arange(self.height, device=device).view(1, -1, 1) * self.padded_width
+        row = torch.arange(height, device=device).view(1, -1, 1) * self.padded_width
         self.corner = channel + row
         self.column = torch.arange(self.width, device=device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def plan(self, seed: int, trial: str, phase: str, epoch: int) -> tuple[Tensor, ...]:
         """The epoch_plan of this training set; with the second view, also what is drawn for it, (n, DRAWS)."""
@@ -106,12 +106,12 @@ class TrainViews:
 
     def gather(self, index: Tensor, view: Tensor) -> Tensor:
         """The normalised views, (B, 3, height, width) float32; index, view: (B,) int64 on the device."""
-        return normalise(self._pixels(index, view), self.mean, self.std)
+        return self.normalise(self._pixels(index, view))
 
     def gather_strong(self, index: Tensor, draws: Tensor) -> Tensor:
         """The normalised second views, (B, 3, height, width) float32; index: (B,) int64, draws: (B, DRAWS)."""
         view = (draws[:, 0] * OFFSETS**2).long() * 2 + ((draws[:, 1] < 0.5) if self.flip else 0)
-        return normalise(augment(self._pixels(index, view), draws), self.mean, self.std)
+        return self.normalise(augment(self._pixels(index, view), draws))
 
     def _pixels(self, index, view):
         mirrored = (view % 2).view(-1, 1)
@@ -132,19 +132,15 @@ class TrainViews:
             yield self.batch(*(x[i : i + batch_size] for x in plan))
 
 
-class EvalImages:
+class EvalImages(OnDevice):
     """A test set in memory on a device (EvalData), in batches of normalised images."""
 
     def __init__(self, data: Data, device: torch.device):
-        split = cast("Split", data.test)
-        self.images, self.labels = split.images.to(device), split.labels.to(device)
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (data.mean, data.std))
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        super().__init__(data.test, data, device)
+        self.images = cast("Split", data.test).images.to(device)
 
     def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of a part of the samples, in order."""
         batches = (values[part].split(batch_size) for values in (self.images, self.labels))
         for images, labels in zip(*batches, strict=True):
-            yield normalise(images, self.mean, self.std), labels
+            yield self.normalise(images), labels
