@@ -74,9 +74,10 @@ def download(url: str, path: str, limit: int, known_hash: str | None = None) -> 
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
                 raise OSError(error.errno, error.strerror or str(error), path) from None
-            reason, silent = _reason(error), isinstance(error, (requests.ConnectionError, requests.Timeout))
-            if attempt == ATTEMPTS or (silent and not answered) or not _may_pass(error):
-                raise DownloadError(f"{url}: {reason}", unreachable=silent and not answered) from None
+            reason, may_pass = _judged(error)
+            unreachable = not answered and isinstance(error, (requests.ConnectionError, requests.Timeout))
+            if attempt == ATTEMPTS or unreachable or not may_pass:
+                raise DownloadError(f"{url}: {reason}", unreachable) from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         print(f"{printable(f'{url}: {reason}')}; trying again", flush=True)
@@ -112,25 +113,19 @@ def _check_size(size, limit):
         raise ValueError(f"it sends more than {limit / 1e6:,.0f} MB, the limit for this file")
 
 
-def _may_pass(error):
-    """Whether another attempt may succeed: the connection broke, or the server is overloaded or at fault."""
+def _judged(error):
+    """(What is wrong, in the words of the innermost error: those around it repeat addresses and names of classes;
+    whether another attempt may succeed: the connection broke, or the server is overloaded or at fault)."""
     import requests
 
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    return isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
-
-
-def _reason(error):
-    """What is wrong, in the words of the innermost error: those around it repeat addresses and names of classes."""
-    import requests
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.HTTPError):
+        status = error.response.status_code
+        return f"HTTP {status} {error.response.reason}", status >= 500 or status in (408, 429)
+    broke = isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
-        return f"nothing came for {TIMEOUT:g} s"
+        return f"nothing came for {TIMEOUT:g} s", broke
     if "does not match the known hash" in str(error):
-        return "what it sends is not the file meant (another checksum), and is not kept"
+        return "what it sends is not the file meant (another checksum), and is not kept", False
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__, broke
