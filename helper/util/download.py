@@ -118,7 +118,7 @@ def _judged(error):
     whether another attempt may succeed: the connection broke, or the server is overloaded or at fault)."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return f"HTTP {status} {error.response.reason}", status >= 500 or status in (408, 429)
     broke = isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
