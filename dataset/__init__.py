@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dataset import long_tail
 from dataset._base import Data, DataError, EvalData, Samples, Split, TrainData
-from dataset.views import Batch, EvalImages, TrainViews, epoch_plan
+from dataset.views import Batch, TrainViews, epoch_plan
 
 # The files of this folder that are no data sets, in addition to those that start with an underscore.
 SERVICES = ("long_tail", "views")
@@ -52,5 +52,5 @@ def title(o: Namespace) -> str:
     return "-".join([o.dataset, *(f"{word}{value:g}" for word, value, off in given if value != off)])
 
 
-__all__ = ["LOADERS", "Batch", "Data", "DataError", "EvalData", "EvalImages", "Samples", "Split", "TrainData",
-           "TrainViews", "epoch_plan", "from_options", "load", "title"]
+__all__ = ["LOADERS", "Batch", "Data", "DataError", "EvalData", "Samples", "Split", "TrainData", "TrainViews",
+           "epoch_plan", "from_options", "load", "title"]

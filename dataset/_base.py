@@ -114,10 +114,10 @@ class Split:
         return b""
 
     def train_data(self, data: Data, device: torch.device, strong: bool) -> TrainViews:
-        return TrainViews(data, device, strong)
+        return TrainViews(self, data, device, strong)
 
     def eval_data(self, data: Data, device: torch.device) -> EvalImages:
-        return EvalImages(data, device)
+        return EvalImages(self, data, device)
 
 
 @dataclass(frozen=True)

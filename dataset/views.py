@@ -8,7 +8,7 @@ Normalize. A view's number is (vertical * 9 + horizontal) * 2 + mirrored, in 0..
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,15 +81,15 @@ def epoch_plan(n: int, flip: bool, seed: int, trial: str, phase: str, epoch: int
 class TrainViews(OnDevice):
     """A training set in memory on a device (TrainData), of which batches are gathered by (index, view).
 
-    data: its training images are padded once and kept as one uint8 tensor on `device`
+    split: its images are padded once and kept as one uint8 tensor on `device`; data: the data set that they are of
     strong: whether a batch holds the second view too
     """
 
-    def __init__(self, data: Data, device: torch.device, strong: bool = False):
-        super().__init__(data.train, data, device)
-        images, self.flip, self.strong = cast("Split", data.train).images, data.flip, strong
-        height, self.width = images.shape[2:]
-        self.images = F.pad(images, (PADDING,) * 4).to(device)
+    def __init__(self, split: Split, data: Data, device: torch.device, strong: bool):
+        super().__init__(split, data, device)
+        self.flip, self.strong = data.flip, strong
+        height, self.width = split.images.shape[2:]
+        self.images = F.pad(split.images, (PADDING,) * 4).to(device)
         self.padded_width, self.image_size = self.images.shape[3], self.images[0].numel()
         # Where the pixels of window (0, 0) lie in a padded image: (3, height, width).
         channel = torch.arange(3, device=device).view(3, 1, 1) * self.images[0, 0].numel()
@@ -135,9 +135,9 @@ class TrainViews(OnDevice):
 class EvalImages(OnDevice):
     """A test set in memory on a device (EvalData), in batches of normalised images."""
 
-    def __init__(self, data: Data, device: torch.device):
-        super().__init__(data.test, data, device)
-        self.images = cast("Split", data.test).images.to(device)
+    def __init__(self, split: Split, data: Data, device: torch.device):
+        super().__init__(split, data, device)
+        self.images = split.images.to(device)
 
     def batches(self, batch_size: int, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels) of a part of the samples, in order."""

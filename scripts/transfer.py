@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset
-from dataset import Data
+from dataset import Data, Samples
 from helper.cli import Parser
 from helper.device import open_device
 from helper.evaluation import predict
@@ -44,8 +44,7 @@ def main():
     say(f"{loaded.path}: {loaded.network.name}, frozen, on {data.name} ({len(data.train):,} training and "
         f"{len(data.test):,} test images, {len(data.classes)} classes) at {options.image_size}×{options.image_size} "
         f"pixels, {device.type}")
-    train, test = (features(loaded, part, options, device) for part in (
-        dataclasses.replace(data, test=data.train), data))
+    train, test = (features(loaded, samples, data, options, device) for samples in (data.train, data.test))
     layer = fit(*train, len(data.classes), options)
     found = {
         "checkpoint": loaded.path, "model": loaded.network.name, "dataset": data.name, "classes": len(data.classes),
@@ -71,8 +70,9 @@ def options_of(argv: list[str]) -> Namespace:
     return options
 
 
-def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The pooled vectors (N, width) of the data set's test images, and their labels (N,), on the device.
+def features(loaded: LoadedCheckpoint, samples: Samples, data: Data, options: Namespace,
+             device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pooled vectors (N, width) of samples of the data set, and their labels (N,), on the device.
 
     Raises UsageError for a network that has no such vectors.
     """
@@ -81,9 +81,9 @@ def features(loaded: LoadedCheckpoint, data: Data, options: Namespace, device: t
         return F.interpolate(images, (options.image_size, options.image_size), mode="bilinear", antialias=True)
 
     mean, std = normalisation(loaded)
-    test = dataclasses.replace(data, mean=mean, std=std).test_images(device)
+    images = samples.eval_data(dataclasses.replace(data, mean=mean, std=std), device)
     with loaded.network.register_forward_pre_hook(resize):
-        found = predict(loaded.network, test, options.batch_size)
+        found = predict(loaded.network, images, options.batch_size)
     if found.pooled is None:
         raise UsageError(f"{loaded.network.name} has no vector that a linear classifier reads: choose another network")
     return found.pooled.to(device), found.labels.to(device)

@@ -69,7 +69,7 @@ def our_phase(variant: Variant, a, device: torch.device, images: int = IMAGES, l
                                     dtype=torch.float16, device=device) for name in reads}
         cached = CachedTeacher(tables, flip=True)
         source = WithStrongView(cached, live) if objective.reads & LIVE else cached
-    views = dataset.TrainViews(data, device, "strong" in objective.reads)
+    views = data.train_views(device, "strong" in objective.reads)
     loader = DistillLoader(views, source, a.batch_size, batches_ahead(views, source, objective.reads, a.batch_size),
                            deferred=variant.captured and source.gathers_on(device))
     trained = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]

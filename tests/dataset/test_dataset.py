@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 
 import dataset
-from dataset import Data, DataError, EvalImages, Split, TrainViews, epoch_plan
+from dataset import Data, DataError, Split, epoch_plan
 from dataset.cifar100 import MEAN, STD
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def random_data(n=6, size=32, flip=True):
 @pytest.mark.parametrize("size", [32, 64])
 def test_all_162_views_equal_torchvisions_bit_for_bit(size):
     data = random_data(n=2, size=size)
-    views = TrainViews(data, CPU)
+    views = data.train_views(CPU)
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     for i, image in enumerate(data.train.images):
         padded = transforms.functional.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), [4])
@@ -38,7 +38,7 @@ def test_all_162_views_equal_torchvisions_bit_for_bit(size):
 
 
 def test_a_batch_of_many_views_equals_each_of_them_alone():
-    views = TrainViews(random_data(), CPU)
+    views = random_data().train_views(CPU)
     index, view = torch.tensor([5, 0, 3, 3]), torch.tensor([0, 161, 80, 7])
     batch = views.batch(index, view)
     for i in range(4):
@@ -48,13 +48,13 @@ def test_a_batch_of_many_views_equals_each_of_them_alone():
 
 def test_test_images_are_normalised_as_torchvision_does():
     data = random_data()
-    images, labels = next(EvalImages(data, CPU).batches(4))
+    images, labels = next(data.test_images(CPU).batches(4))
     expected = transforms.Normalize(MEAN, STD)(data.test.images[:4].float() / 255)
     assert torch.equal(images, expected) and torch.equal(labels, torch.arange(4))
 
 
 def test_an_epoch_shows_every_sample_once_and_keeps_the_smaller_last_batch():
-    views = TrainViews(random_data(), CPU)
+    views = random_data().train_views(CPU)
     batches = list(views.batches(epoch_plan(6, True, 0, "1", "train", 1), 4))
     assert [len(batch.labels) for batch in batches] == [4, 2]
     assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(6))

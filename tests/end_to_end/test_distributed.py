@@ -121,7 +121,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_shares(method, digits_teacher)
     """So each process may compute its own; a method that relates samples to each other says so by whole_batch."""
     options = student_options(["--path_t", "t", "--distill", method])
     data = dataset.load("digits", "")
-    views = dataset.TrainViews(data, torch.device("cpu"))
+    views = data.train_views(torch.device("cpu"))
     torch.manual_seed(0)
     networks = [build("resnet8", 10).eval(), load_model(digits_teacher)[0].eval()]
     built = METHODS[method](make_setup(*networks, data, lambda name, compute: 1 - torch.eye(10)), options)

@@ -61,7 +61,7 @@ def test_run_equals_golden(name, tmp_path):
                   schedule(options), options.epochs, (0, "1"), {"student": student, "objective": objective})
     run = RunRecord(options, ("students", "scalars"), "golden", student, 10, {})
     run.start({}, {}, [])
-    fit(phase, dataset.EvalImages(digits, torch.device("cpu")), run)
+    fit(phase, digits.test_images(torch.device("cpu")), run)
 
     assert [line["learning_rate"] for line in run.lines] == pytest.approx(golden["lrs"], rel=1e-6)
     assert [line["loss"] for line in run.lines] == pytest.approx(golden["epoch_mean_loss"], rel=1e-3)

@@ -114,7 +114,7 @@ def test_meters_are_the_eager_ones(compiler):
 def test_a_compiled_phase_compiles_its_losses_and_meters(compiled):
     objective, _, teacher, batch = pair_of("kd")
     network = model_dict["resnet8"](num_classes=10)
-    loader = DistillLoader(dataset.TrainViews(dataset.load("digits", ""), CPU), NoTeacher(), IMAGES)
+    loader = DistillLoader(dataset.load("digits", "").train_views(CPU), NoTeacher(), IMAGES)
     phase = Phase("train", network, loader, objective, torch.optim.SGD(network.parameters()), lambda epoch: 0.1, 1,
                   (0, "1"), precision=Precision(compiled=compiled))
     meters = phase.meters()

@@ -84,7 +84,7 @@ def test_meters_never_wait_for_the_device():
 def test_evaluation_equals_the_network_on_all_images_at_once_and_leaves_the_mode():
     data = dataset.load("digits", "")
     network = model_dict["resnet8"](num_classes=10).train()
-    test = dataset.EvalImages(data, torch.device("cpu"))
+    test = data.test_images(torch.device("cpu"))
     result = evaluate(network, test, batch_size=100)
     assert network.training
     network.eval()
@@ -142,12 +142,12 @@ def drawn_in_two_epochs(folder, trial, monkeypatch):
     options = student_options(["--path_t", "t", "--epochs", "2", "--trial", trial, "--save_dir", str(folder)])
     network, term, cpu = model_dict["resnet8"](num_classes=10), Draws(), torch.device("cpu")
     objective = Objective({"ce": CrossEntropy(), "draws": term})
-    loader = DistillLoader(dataset.TrainViews(data, cpu), NoTeacher(), options.batch_size)
+    loader = DistillLoader(data.train_views(cpu), NoTeacher(), options.batch_size)
     phase = Phase("train", network, loader, objective, sgd(network.parameters(), options), schedule(options), 2,
                   (0, trial), {"student": network, "objective": objective})
     run = RunRecord(options, ("students", "scalars"), trial, network, 10, {})
     run.start({}, {}, [])
-    fit(phase, dataset.EvalImages(data, cpu), run)
+    fit(phase, data.test_images(cpu), run)
     run.folder.lock.close()
     return term.drawn
 

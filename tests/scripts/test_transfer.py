@@ -53,7 +53,7 @@ def test_the_features_are_the_networks_for_its_own_normalisation_and_size(digits
     loaded = load(str(digits_teacher), CPU)
     assert transfer.normalisation(loaded) == (dataset.digits.MEAN, dataset.digits.STD)
     data = dataset.load("folder", str(images.class_folders(tmp_path)), image_size=48)
-    vectors, labels = transfer.features(loaded, data, options(), CPU)
+    vectors, labels = transfer.features(loaded, data.test, data, options(), CPU)
     (normalised, expected_labels), *_ = data.test_images(CPU).batches(100)
     pixels = normalised * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)
     small = F.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
@@ -93,7 +93,7 @@ def test_a_network_without_a_pooled_vector_is_refused(tmp_path):
     torch.save({"model": build(name, 3).state_dict(), "model_name": name, "num_classes": 3}, tmp_path / "x.pth")
     data = dataset.load("folder", str(images.class_folders(tmp_path / "data")), image_size=32)
     with pytest.raises(UsageError, match="squeezenet1_1 has no vector that a linear classifier reads"):
-        transfer.features(load(str(tmp_path / "x.pth"), CPU), data, options(), CPU)
+        transfer.features(load(str(tmp_path / "x.pth"), CPU), data.test, data, options(), CPU)
 
 
 def test_images_that_fit_in_no_memory_are_one_line(digits_teacher):

@@ -30,7 +30,7 @@ def make_teacher(seed=0):
 
 
 def make_cache(root, network, data, dtype="float32"):
-    return Cache(str(root), network, data, dtype, CPU, WIDTHS), dataset.TrainViews(data, CPU)
+    return Cache(str(root), network, data, dtype, CPU, WIDTHS), data.train_views(CPU)
 
 
 def build(root, n=8, fields=("logits",), dtype="float32"):

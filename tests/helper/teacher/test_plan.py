@@ -84,7 +84,7 @@ def test_table_goes_to_the_device_where_it_fits(tmp_path, monkeypatch, capsys):
 
 def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
     data, network = make_data(2), make_teacher()
-    test, folder = dataset.EvalImages(data, CPU), str(tmp_path)
+    test, folder = data.test_images(CPU), str(tmp_path)
     sizes = count_forwards(network, monkeypatch)
     first = plan_module.cached_teacher_accuracy(network, data, test, FLOAT32, folder)
     assert sizes == [16] and first == evaluate(network, test)
@@ -98,7 +98,7 @@ def test_a_teachers_accuracy_is_measured_once(tmp_path, monkeypatch):
     network.fc.bias.data += 1
     plan_module.cached_teacher_accuracy(network, data, test, FLOAT32, folder)
     fewer = make_data(2, n_test=8)
-    plan_module.cached_teacher_accuracy(network, fewer, dataset.EvalImages(fewer, CPU), FLOAT32, folder)
+    plan_module.cached_teacher_accuracy(network, fewer, fewer.test_images(CPU), FLOAT32, folder)
     assert sizes == [16, 16, 16, 8]
 
 
