@@ -32,12 +32,10 @@ from helper.util.errors import RunError, UsageError, guarded
 from helper.util.files import write_json
 from helper.util.stop import StopRequest
 from models import load_model
-from scripts.tables.plan import ROOT, Table, default_recipe, grid_of, pair_of, plan, reserved
+from scripts.tables.plan import Table, default_recipe, grid_of, pair_of, plan, reserved, script
 from scripts.tables.report import write_report
 from scripts.tables.runner import Local, Logs, run_jobs, slots
 from scripts.tables.slurm import Slurm
-
-FETCH = "scripts/fetch_pretrained_teachers.py"
 
 
 def main():
@@ -169,20 +167,20 @@ def say_plan(table, logs, o):
           f"{len(done)} done before" + (f", {len(again)} failed before and are tried again" if again else ""))
     for job in again:
         print(f"  again: {job.title}")
-    unpublished = {(job.method, remark): None for job in table.students for remark in job.remarks}
-    for method, remark in unpublished:
+    for method, remark in dict.fromkeys((job.method, remark) for job in table.students for remark in job.remarks):
         print(f"note: {method}: {remark}")
     print(f"runs in {o.save_dir}, what they print in {logs.folder}, the report in {o.report}", flush=True)
 
 
 def fetch_command(teachers, o):
-    return ["python", FETCH, *(teacher.model for teacher in teachers), "--save_dir", o.save_dir]
+    names = [teacher.model for teacher in teachers]
+    return ["python", script("scripts/fetch_pretrained_teachers.py"), *names, "--save_dir", o.save_dir]
 
 
 def fetch(teachers, o) -> set[str]:
     """Fetch these; the paths of those that are not there in the end."""
     if teachers:
-        children.start([sys.executable, ROOT / FETCH, *fetch_command(teachers, o)[2:]]).wait()
+        children.start([sys.executable, *fetch_command(teachers, o)[1:]]).wait()
     return {teacher.path for teacher in teachers if not os.path.exists(teacher.path)}
 
 

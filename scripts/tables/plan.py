@@ -213,7 +213,7 @@ def _students(teacher, pair, spec, grid, trial, o):
         # Values without effect in this run make the same run again.
         jobs[tuple(acting.items())] = Job(
             ",".join([*apart, folder]).replace("/", "_"), os.path.join(save_dir, "student_model", folder),
-            (_script("train_student.py"), *own), options.epochs + stage, vars(options),
+            (script("train_student.py"), *own), options.epochs + stage, vars(options),
             needs=teacher.job.name if teacher.job else None, pairs=(pair,), method=label(vars(options)),
             variant=variant, trial=trial, remarks=tuple(remarks(vars(options), pair)))
     return read, list(jobs.values())
@@ -253,7 +253,7 @@ def _teacher(model, o):
                 *o.teacher_flags]
         options = cli.teacher_options(argv)
         folder = os.path.join(o.save_dir, "models", teacher_folder(options))
-        job = Job(os.path.basename(folder), folder, (_script("train_teacher.py"), *argv), options.epochs,
+        job = Job(os.path.basename(folder), folder, (script("train_teacher.py"), *argv), options.epochs,
                   vars(options))
         return Teacher(model, os.path.join(folder, f"{model}_last.pth"), job)
     path = _checkpoint_in(source, model) if os.path.isdir(source) else source
@@ -267,8 +267,9 @@ def _common(o, save_dir):
     return ["--dataset", o.dataset, "--data_dir", o.data_dir, "--save_dir", save_dir]
 
 
-def _script(name):
-    """From here, so that a command line that is printed can be run by hand, and holds no more of this machine."""
+def script(name: str) -> str:
+    """Where it is from here, so that a command line that is printed can be run by hand, and holds no more of this
+    machine."""
     return os.path.relpath(ROOT / name)
 
 

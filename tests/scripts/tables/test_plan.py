@@ -70,6 +70,12 @@ def test_the_dry_run_prints_command_lines_that_are_taken(dry_run):
     assert not Path("out").exists()
 
 
+def test_command_lines_are_those_of_the_folder_in_which_they_are_asked_for(dry_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands, _ = dry_run("--pairs", "resnet56:resnet20", "--methods", "kd", "--trials", 1)
+    assert len(commands) == 2 and all(Path(script).exists() for script, _ in commands)
+
+
 def test_teachers_are_trained_first_where_that_is_asked_for(dry_run):
     commands, _ = dry_run("--pairs", "resnet14:resnet8,resnet20:resnet8", "--methods", "kd", "--trials", "1",
                           "--dataset", "digits", "--teachers", "train", "--epochs", 4, "--teacher_epochs", 8,
