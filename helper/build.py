@@ -11,7 +11,7 @@ from torch import nn
 
 import dataset
 from dataset import Data, TrainData, TrainViews
-from distiller_zoo import METHODS, Method, Setup
+from distiller_zoo import METHODS, Method, Setup, Stage
 from distiller_zoo.ikd import IKD
 from helper import device as devices
 from helper.cuda_graph import is_captured
@@ -38,7 +38,7 @@ from models.precision import Precision, cannot_compile, precision_of
 class Trainee:
     """A network to train, and all that its training is made of but the data and the teacher's outputs.
 
-    method, setup: None for a network that learns from the labels alone
+    method, setup: None for a network that learns from the labels alone; stage: what the method trains first
     captured: whether a step runs as a CUDA graph; step_facts: what to say of that
     """
 
@@ -49,6 +49,7 @@ class Trainee:
     step_facts: dict[str, str]
     method: Method | None = None
     setup: Setup | None = None
+    stage: Stage | None = None
 
 
 def load_data(options: Namespace) -> Data:
@@ -86,12 +87,12 @@ def make_student(options: Namespace, data: Data, teacher: Classifier, device: to
     setup = make_setup(student, teacher, data, classes)
     method = METHODS[options.distill](setup, options)
     objective = student_objective(method, setup, options)
+    stage = method.stage(student) if options.beta != 0 else None
     if options.deterministic and device.type == "cuda":
-        stage = _stage(options, method, student)
         first = [Objective({stage.name: stage.term})] if stage else []
         check_deterministic(student, [*first, objective], setup.teacher, data)
     teacher.to(device)
-    return _placed(student, objective, method, setup, options, data, device)
+    return _placed(student, objective, options, data, device, method, setup, stage)
 
 
 def make_teacher(options: Namespace, data: Data, device: torch.device) -> Trainee:
@@ -102,7 +103,7 @@ def make_teacher(options: Namespace, data: Data, device: torch.device) -> Traine
     objective = Objective({"ce": CrossEntropy()})
     if options.deterministic and device.type == "cuda":
         check_deterministic(network, [objective], Outputs(), data)
-    return _placed(network, objective, None, None, options, data, device)
+    return _placed(network, objective, options, data, device)
 
 
 def make_setup(student: Classifier, teacher: Classifier, data: Data, classes=None) -> Setup:
@@ -121,9 +122,8 @@ def make_setup(student: Classifier, teacher: Classifier, data: Data, classes=Non
 def student_phases(options: Namespace, trainee: Trainee, teacher: Classifier, teaching: TeacherPlan, views: TrainData,
                    record: Record) -> Iterator[Phase]:
     """A method's first stage, where it has one, then the student's own epochs; each is made when it is asked for."""
-    objective, setup = trainee.objective, trainee.setup
+    objective, setup, stage = trainee.objective, trainee.setup, trainee.stage
     assert setup is not None  # a student has one
-    stage = _stage(options, trainee.method, trainee.network)
     if stage is not None:
         yield _stage_phase(stage, options, trainee, teacher, views)
         for module in stage.modules:
@@ -182,8 +182,7 @@ def student_facts(options: Namespace, data: Data, trainee: Trainee, teacher: Cla
     return {
         "student": f"{options.model_s}, {_parameters(trainee.network):,} parameters",
         "teacher": f"{teacher.name}, {_parameters(teacher):,} parameters, test accuracy {accuracy.top1:.2f}",
-        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms),
-                              _stage(options, trainee.method, trainee.network), options),
+        "loss": loss_in_words(METHODS[options.distill], list(trainee.objective.terms), trainee.stage, options),
         **teaching.facts,
         **_facts(options, data, trainee, device),
     }
@@ -193,10 +192,6 @@ def teacher_facts(options: Namespace, data: Data, trainee: Trainee, device: torc
     """What a teacher's run says at its start."""
     return {"model": f"{options.model}, {_parameters(trainee.network):,} parameters", "loss": "CE",
             **_facts(options, data, trainee, device)}
-
-
-def _stage(options, method, network):
-    return method.stage(network) if options.beta != 0 else None
 
 
 def teacher_notes(teacher: Classifier, data: Data, accuracy: Evaluation) -> list[str]:
@@ -210,7 +205,7 @@ def _new_network(name, options, data):
     return build(name, len(data.classes))
 
 
-def _placed(network, objective, method, setup, options, data, device):
+def _placed(network, objective, options, data, device, method=None, setup=None, stage=None):
     _check_single_images(network, options, data)
     precision = precision_of(options, device)
     captured, step_facts = is_captured(options.cuda_graph, objective, device)
@@ -220,7 +215,7 @@ def _placed(network, objective, method, setup, options, data, device):
         if options.sync_bn and distributed.world_size() > 1:
             convert_sync_batchnorm(module, device)
         module.to(device)
-    return Trainee(precision.prepare(network), objective, precision, captured, step_facts, method, setup)
+    return Trainee(precision.prepare(network), objective, precision, captured, step_facts, method, setup, stage)
 
 
 def convert_sync_batchnorm(module: nn.Module, device: torch.device) -> None:

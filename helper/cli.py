@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, raised as UsageError."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=lambda prog: _Help(prog, max_help_position=30), **kwargs)
 
     def parse_args(self, args=None, namespace=None):
         """As argparse. With --dry_run a script that has no meaning of its own for it shows the options, and ends."""
@@ -47,9 +47,6 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.HelpFormatter):
     """Help that states defaults, once each, as wide as the terminal."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=30)
 
     def _get_help_string(self, action):
         shown = action.help or ""

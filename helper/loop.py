@@ -31,6 +31,6 @@ def train_epoch(phase: Phase, epoch: int, step: Step, meters: Meters, record: Re
     for number, (batch, teacher) in enumerate(phase.batches(epoch), 1):
         step(phase, batch, teacher, meters)
         record.end_step(phase, epoch, number, meters)
-    averages = meters.read(phase.objective.reads_student)
+    averages = meters.read()
     phase.end_epoch(epoch)
     return averages

@@ -11,7 +11,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class Averages(NamedTuple):
-    """loss: the total; losses: each term's, weighted; top1, top5: accuracy in percent (NaN without logits)."""
+    """loss: the total; losses: each term's, weighted; top1, top5: accuracy in percent (0 without logits)."""
 
     loss: float
     losses: dict[str, float]
@@ -67,7 +67,7 @@ class Meters:
         if logits is not None:
             self.correct += count_correct(logits, labels)
 
-    def read(self, has_logits: bool = True) -> Averages:
+    def read(self) -> Averages:
         """The averages so far, over all processes, which must all ask; waits for the device.
 
         Raises RunError if a loss has not been finite, naming the first one and its step.
@@ -78,8 +78,7 @@ class Meters:
                            "epoch: lower the learning rate or its weight; the last good checkpoint is kept")
         samples = max(self.samples.item(), 1)
         *losses, total = (distributed.all_reduce_sum(self.sums) / (samples * distributed.world_size())).tolist()
-        correct = distributed.all_reduce_sum(self.correct).tolist()
-        top1, top5 = (100 * count / samples if has_logits else float("nan") for count in correct)
+        top1, top5 = (100 * count / samples for count in distributed.all_reduce_sum(self.correct).tolist())
         return Averages(total, dict(zip(self.names[:-1], losses, strict=True)), top1, top5)
 
     def loss(self) -> float:

@@ -104,7 +104,7 @@ def train(method, take_by, epochs=3, ahead=1, cached=False):
         meters.reset()
         for batch, outputs in phase.batches(epoch):
             take(phase, batch, outputs, meters)
-        read.append(meters.read(objective.reads_student))
+        read.append(meters.read())
         phase.end_epoch(epoch)
     held = [[list(a.losses.items()), a.loss, str(a.top1)] for a in read]
     return {"net": student.state_dict(), "objective": objective.state_dict(), "meters": held}, take

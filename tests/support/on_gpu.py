@@ -73,7 +73,7 @@ def train(phases, step_of=choose_step, watched=False):
                     step(phase, batch, outputs, meters)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-            averages = meters.read(phase.objective.reads_student)
+            averages = meters.read()
             read.append([averages.loss, *averages.losses.values()])
             phase.end_epoch(epoch)
         state = {name: value.cpu().clone() for name, value in phase.student.state_dict().items()}
