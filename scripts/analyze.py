@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -30,14 +30,10 @@ from helper.util.errors import UsageError, guarded, printable
 from helper.util.files import write_bytes
 from helper.util.progress import progress
 from models.checkpoint import names_weights
-from scripts.analysis import cost, metrics
+from scripts.analysis import cost, metrics, plots
 from scripts.analysis.checkpoint import LoadedCheckpoint, add_flags, check_classes, load, need, open_checkpoint, say
+from scripts.analysis.plots import LOOKS, Layout, Look
 from scripts.pages import render
-
-if TYPE_CHECKING:  # plots needs matplotlib, and most errors are found without it
-    from matplotlib.figure import Figure
-
-    from scripts.analysis.plots import Layout, Look
 
 TSNE_CLASSES, TSNE_IMAGES, TSNE_SEED = 10, 100, 0
 # Classes in the picture of the spread, at most: it has a line for each.
@@ -62,11 +58,10 @@ def main():
         f"{out}")
     networks = {role: measured(labels[role], role, checkpoint, predict(checkpoint.network, test, options.batch_size))
                 for role, checkpoint in loaded.items()}
-    from scripts.analysis.plots import png
     pictures, drawings = {}, drawings_of(networks, data)
     with progress("pictures", len(drawings), file=sys.stderr) as bar:
         for name, (draw, *arguments) in drawings.items():
-            pictures[name] = png(draw, *arguments)
+            pictures[name] = plots.png(draw, *arguments)
             write_bytes(os.path.join(out, f"{name}.png"), pictures[name])
             bar.update()
     report = os.path.join(out, "report.html")
@@ -100,12 +95,12 @@ def teacher_of(student: LoadedCheckpoint, options) -> str | None:
 
 
 class Measured(NamedTuple):
-    """A network, how it is drawn (plots.Look), what its predictions say, and a student's `trials_of`.
+    """A network, how it is drawn, what its predictions say, and a student's `trials_of`.
 
     means: (C, C), the class-mean logits, a class a row
     """
 
-    look: "Look"
+    look: Look
     loaded: LoadedCheckpoint
     predictions: Predictions
     summary: metrics.Summary
@@ -114,7 +109,6 @@ class Measured(NamedTuple):
 
 
 def measured(name: str, role: str, loaded: LoadedCheckpoint, p: Predictions) -> Measured:
-    from scripts.analysis.plots import LOOKS, Look
     return Measured(Look(name, *LOOKS[role]), loaded, p, metrics.summary(p.logits, p.labels),
                     metrics.class_means(p.logits, p.labels, p.logits.shape[1]),
                     [] if role == "teacher" else trials_of(loaded.record))
@@ -177,7 +171,6 @@ def settings_of(record: Record) -> dict:
 
 def drawings_of(networks: dict[str, Measured], data: Data) -> dict[str, tuple]:
     """What draws each picture that there is data for, and of what, by its file's name, in the page's order."""
-    from scripts.analysis import plots
     layout = plots.layout_of(data.classes, data.superclasses)
     student, teacher, against = networks["student"], networks.get("teacher"), networks.get("against")
     everyone, students = list(networks.values()), [network for network in (against, student) if network]
@@ -201,11 +194,10 @@ def drawings_of(networks: dict[str, Measured], data: Data) -> dict[str, tuple]:
     return drawings
 
 
-def tsne_picture(networks: list[Measured], layout: "Layout") -> "Figure":
+def tsne_picture(networks: list[Measured], layout: Layout):
     """The first TSNE_IMAGES test images of each of the layout's classes."""
     from sklearn.manifold import TSNE
 
-    from scripts.analysis import plots
     labels = networks[0].predictions.labels
     index = torch.cat([(labels == c).nonzero().flatten()[:TSNE_IMAGES] for c in layout.order])
     which = np.array([layout.order.index(c) for c in labels[index].tolist()])
@@ -219,7 +211,6 @@ def tsne_picture(networks: list[Measured], layout: "Layout") -> "Figure":
 
 def report_of(networks: dict[str, Measured], data: Data, pictures: dict[str, bytes]) -> str:
     """report.html."""
-    from scripts.analysis import plots
     student, teacher = networks["student"], networks.get("teacher")
     base = networks.get("against") or teacher
     rows = [row_of(m, teacher) for m in networks.values()]

@@ -2,19 +2,21 @@
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; networks, loss terms and classes
 also differ by marker or dashes, so that a grey print still reads. Signed values have a diverging map, white at 0.
-Needs matplotlib (requirements-extras.txt).
+Needs matplotlib (requirements-extras.txt), imported where something is drawn.
 """
-import io
-from typing import NamedTuple
+from __future__ import annotations
 
-import matplotlib
+import io
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from helper.util.errors import printable
 from scripts.analysis.metrics import Reliability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -54,7 +56,7 @@ class Layout(NamedTuple):
     names: list[str]
     groups: list[tuple[str, int, int]]
 
-    def part(self, most: int) -> "Layout":
+    def part(self, most: int) -> Layout:
         """At most so many of the classes, evenly spaced in the order; without groups if any is left out."""
         count = len(self.order)
         if count <= most:
@@ -76,6 +78,8 @@ def layout_of(classes: tuple[str, ...], superclasses: tuple[str, ...]) -> Layout
 
 def png(draw, *arguments) -> bytes:
     """The figure that `draw(*arguments)` returns, in this module's style, as the bytes of a PNG file."""
+    import matplotlib
+
     with matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE):
         buffer = io.BytesIO()
         draw(*arguments).savefig(buffer, format="png", dpi=200)
@@ -88,6 +92,8 @@ def _words(name):
 
 
 def _figure(height):
+    from matplotlib.figure import Figure
+
     # Of one width, so that letters have one size where the page fits the pictures to its own width.
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
@@ -110,6 +116,8 @@ def curves(runs: list[tuple[Look, list[list[dict]]]], teacher: tuple[Look, float
     runs: of each run its look and its trials' log lines, as many in each trial
     teacher: its look and its accuracy in percent
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = _figure(4.2)
     left, right = figure.subplots(1, 2)
     _, trials = runs[-1]
