@@ -1,8 +1,8 @@
 """Images that stay in their files: decoded by worker processes, as the loop needs them.
 
 Each view has a seed of its own, from the epoch's plan: it is a pure function of (seed, trial, phase, epoch, image),
-whatever the number of workers. Workers hand over uint8 pixels, a quarter of
-the bytes of floats, and the device normalises them, bit-identical to torchvision's ToTensor and Normalize.
+whatever the number of workers. Workers hand over uint8 pixels, a quarter of the bytes of floats, and the device
+normalises them, bit-identical to torchvision's ToTensor and Normalize.
 """
 from __future__ import annotations
 

@@ -107,13 +107,12 @@ def table(found: dict) -> str:
 
 def columns_of(rows: list[dict]) -> str:
     """Rows as aligned columns: text to the left, numbers to the right."""
-    def shown(value):
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else printable(value)
+    def shown(key, value):
+        if isinstance(value, float):
+            return f"{value:.2f}" if key in ("top1", "within") else f"{value:.4f}"
+        return "-" if value is None else printable(value)
 
-    def accuracy(key, value):
-        return f"{value:.2f}" if key in ("top1", "within") and value is not None else shown(value)
-
-    cells = [list(rows[0]), *([accuracy(key, value) for key, value in row.items()] for row in rows)]
+    cells = [list(rows[0]), *([shown(key, value) for key, value in row.items()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     text = [isinstance(value, str) for value in rows[0].values()]
     return "\n".join("  ".join(f"{cell:<{w}}" if left else f"{cell:>{w}}"
