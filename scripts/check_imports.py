@@ -6,18 +6,15 @@ import argparse
 import ast
 import graphlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the leaves to what people run; each room may import those before it, and itself.
-ROOMS = ["helper.util", "dataset", "models", "distiller_zoo", "helper.meters", "helper.evaluation", "helper.teacher",
-         "helper.record", "helper", "scripts.tables", "scripts.analysis", "scripts.timing", "scripts",
-         "train_student", "train_teacher"]
-# Rooms that stand beside each other, and whose files do not see the other's.
-APART = [{"helper.teacher", "helper.record"}, {"scripts.tables", "scripts.analysis"},
-         {"train_student", "train_teacher"}, {"scripts", "train_student"}, {"scripts", "train_teacher"}]
-# What the packages of scripts share.
-SHARED = {"scripts.pages": "scripts.tables"}
+# From the leaves to what people run. A room may import those of the rows before it, and itself, but none beside it.
+ROWS = [["helper.util"], ["dataset"], ["models"], ["distiller_zoo"], ["helper.meters"], ["helper.evaluation"],
+        ["helper.teacher", "helper.record"], ["helper"], ["scripts.pages"],
+        ["scripts.tables", "scripts.analysis", "scripts.timing"], ["scripts", "train_student", "train_teacher"]]
+RANKS = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
 
 def main():
@@ -30,49 +27,48 @@ def main():
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the repository but the tests, by its dotted name."""
-    paths = [*ROOT.glob("*.py"), *(path for room in ("dataset", "models", "distiller_zoo", "helper", "scripts")
-                                   for path in (ROOT / room).rglob("*.py"))]
-    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
-    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
+    """Every module of the rooms, by its dotted name."""
+    tops = {room.partition(".")[0] for room in RANKS}
+    paths = [path for top in tops for path in (*ROOT.glob(f"{top}.py"), *(ROOT / top).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 def imported(path: Path, names: dict[str, Path]) -> set[str]:
-    """The modules of the repository that a file imports as it is loaded, those inside functions left out."""
-    found, inside = set(), set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            inside |= {child for child in ast.walk(node) if child is not node}
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            inside |= set(ast.walk(node))
-    for node in set(ast.walk(tree)) - inside:
+    """The modules of the repository that a file imports as it is loaded."""
+    found: set[str] = set()
+    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            own = {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+        elif node.module:
             # `from package import name` needs the package's own file only where the name is not one of its files.
-            found |= own if len(own) == len(node.names) else own | {node.module}
+            wanted = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in names else node.module for name in wanted}
     return found & names.keys()
 
 
-def room_of(name: str) -> str | None:
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports below a node, without those inside functions and those for the type checker alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from statements(child)
+
+
+def room_of(name: str) -> str:
     """The innermost room that holds a module."""
-    name = SHARED.get(name, name)
-    inside = [room for room in ROOMS if name == room or name.startswith(room + ".")]
-    return max(inside, key=len, default=None)
+    return max((room for room in RANKS if f"{name}.".startswith(f"{room}.")), key=len)
 
 
 def upwards(imports: dict[str, set[str]]) -> list[str]:
-    """A line for each import of a higher room, or of one apart."""
+    """A line for each import of a higher room, or of one beside."""
     faults = []
-    for name, others in sorted(imports.items()):
-        for other in sorted(others):
-            here, there = room_of(name), room_of(other)
-            if here is None or there is None or here == there:
-                continue
-            if ROOMS.index(there) > ROOMS.index(here) or {here, there} in APART:
-                faults.append(f"{name} imports {other}, from {here} to {there}")
+    for name, other in sorted((name, other) for name, others in imports.items() for other in others):
+        here, there = room_of(name), room_of(other)
+        if here != there and RANKS[there] >= RANKS[here]:
+            faults.append(f"{name} imports {other}, from {here} to {there}")
     return faults
 
 
