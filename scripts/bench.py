@@ -12,7 +12,6 @@ networks, and bytes of weights and images, over the matrix rate and the bandwidt
 """
 import argparse
 import math
-import multiprocessing
 import statistics
 import sys
 import time
@@ -35,35 +34,26 @@ from helper.util.arguments import positive_int
 from helper.util.errors import guarded
 from helper.util.nested import tensors
 from models import model_dict
+from scripts.docs_tables import with_table
 from scripts.pages import markdown_table
 from scripts.tables.plan import as_flags
 from scripts.tables.presets import weights
-from scripts.timing.steps import IMAGES, Variant, our_phase, steps_of, steps_of_phase, synchronize, worker
+from scripts.timing.steps import IMAGES, Variant, our_phase, profiled, seconds_of, steps_of, steps_of_phase, workers
 
 DOCS = Path(__file__).parent.parent / "docs"
 # How many steps an epoch has where methods are compared.
 EPOCH = 4
-BEGIN, END = "<!-- made by scripts/bench.py -->\n", "<!-- end -->\n"
 
-
+PUBLISHED, LIVE, CACHED = Variant(published=True), Variant(), Variant(cached=True)
 VARIANTS = [
-    Variant("published style", published=True),
-    Variant("ours, live teacher"),
-    Variant("ours, live teacher, channels_last", channels_last=True),
-    Variant("ours, live teacher, channels_last, bf16", channels_last=True, bf16=True),
-    Variant("ours, cached teacher", cached=True),
-    Variant("ours, cached teacher, channels_last", cached=True, channels_last=True),
-    Variant("ours, cached teacher, channels_last, bf16", cached=True, channels_last=True, bf16=True),
+    PUBLISHED, LIVE, Variant(channels_last=True), Variant(channels_last=True, bf16=True),
+    CACHED, Variant(cached=True, channels_last=True), Variant(cached=True, channels_last=True, bf16=True),
 ]
-
-
-CACHED = next(variant for variant in VARIANTS if variant.cached)
 CAPTURED = [
-    Variant("ours, live teacher, channels_last, bf16, one CUDA graph", channels_last=True, bf16=True, captured=True),
-    Variant("ours, cached teacher, one CUDA graph", cached=True, captured=True),
-    Variant("ours, cached teacher, channels_last, bf16, one CUDA graph", True, True, True, captured=True),
+    Variant(channels_last=True, bf16=True, captured=True),
+    Variant(cached=True, captured=True), Variant(cached=True, channels_last=True, bf16=True, captured=True),
 ]
-COMPILED = Variant("ours, cached teacher, channels_last, bf16, compiled", True, True, True, compiled=True)
+COMPILED = Variant(cached=True, channels_last=True, bf16=True, compiled=True)
 
 
 def variants_of(a) -> list[Variant]:
@@ -80,32 +70,21 @@ def turn_lengths(asked: int, batch_size: int, device: str) -> tuple[int, int]:
     return (-(-asked // epoch) * epoch, 5 * epoch) if device == "cuda" else (asked, epoch + 3)
 
 
-def compare(variants, a) -> dict[str, tuple[float, float]]:
+def compare(variants: list[Variant], a) -> dict[Variant, tuple[float, float]]:
     """By variant, (median seconds a step, peak MiB)."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for variant in variants:
-        pipes[variant.name], end = context.Pipe()
-        processes.append(context.Process(target=worker, args=(end, variant, a)))
-        processes[-1].start()
-    turns: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    peaks: dict[str, float] = {}
+    turns: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    peaks: dict[Variant, float] = {}
     steps, warm_up = turn_lengths(a.steps, a.batch_size, a.device)
-    for turn in range(-1, a.turns):
-        for name, pipe in pipes.items():
-            pipe.send(steps if turn >= 0 else warm_up)
-            seconds, peak = pipe.recv()
-            if turn >= 0:
-                turns[name].append(seconds)
-            print(f"\r\033[K{name}: {1000 * seconds:.1f} ms a step, turn {turn + 1} of {a.turns}", end="",
-                  file=sys.stderr, flush=True)
-            peaks[name] = peak
+    with workers(variants, a) as pipes:
+        for turn in range(-1, a.turns):
+            for variant, pipe in zip(variants, pipes, strict=True):
+                pipe.send(steps if turn >= 0 else warm_up)
+                seconds, peaks[variant] = pipe.recv()
+                turns[variant] += [seconds] * (turn >= 0)
+                print(f"\r\033[K{variant}: {1000 * seconds:.1f} ms a step, turn {turn + 1} of {a.turns}", end="",
+                      file=sys.stderr, flush=True)
     print("\r\033[K", end="", file=sys.stderr)
-    for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    return {v.name: (statistics.median(turns[v.name]), peaks[v.name]) for v in variants}
+    return {variant: (statistics.median(turns[variant]), peaks[variant]) for variant in variants}
 
 
 def methods_table(a, device) -> str:
@@ -116,20 +95,16 @@ def methods_table(a, device) -> str:
     for spec in dict.fromkeys(["kd", *specs]):
         loss = as_flags(weights(spec, f"{a.teacher}->{a.student}"))
         for cached in (False, True):
-            phase = our_phase(Variant("", cached), a, device, EPOCH * a.batch_size, loss)
+            phase = our_phase(Variant(cached), a, EPOCH * a.batch_size, loss)
             if not (cached and unstored(phase.objective.reads)):
                 steps[spec, cached] = steps_of_phase(phase, a.batch_size)
                 memory[spec, cached] = held(phase) / 2**20
     turns: dict[tuple, list[float]] = {key: [] for key in steps}
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
         for key, stream in steps.items():
-            synchronize(device)
-            clock = time.process_time if device.type == "cpu" else time.perf_counter
-            started, number = clock(), a.steps if turn >= 0 else EPOCH + 1
-            for _ in range(number):
-                next(stream)
-            synchronize(device)
-            turns[key] += [(clock() - started) / number] * (turn >= 0)
+            seconds = seconds_of(stream, a.steps if turn >= 0 else EPOCH + 1, device, clock)
+            turns[key] += [seconds] * (turn >= 0)
     head, rows = ("", "ms a step", "× kd", "with the teacher cache, ms", "× kd", "MiB more than kd"), []
     for spec in specs:
         cells = [spec]
@@ -174,16 +149,10 @@ def bandwidth_of(device) -> float:
     return 2 * source.numel() * 4 / best_seconds(lambda: target.copy_(source), device)
 
 
-def best_seconds(work, device):
-    """The shortest of ten runs after two for warming up."""
-    times = []
-    for _ in range(12):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[2:])
+def best_seconds(work, device) -> float:
+    """The shortest of ten runs after two for warming up; work: returns a tensor."""
+    runs = iter(work, None)  # without end
+    return min([seconds_of(runs, 1, device) for _ in range(12)][2:])
 
 
 def floor_of(variant, a, rates, bandwidth) -> float:
@@ -204,13 +173,10 @@ def table(results, a, device) -> str:
     """The comparison in Markdown."""
     rates = {False: rate_of(device, torch.float32), True: rate_of(device, torch.bfloat16)}
     bandwidth = bandwidth_of(device)
-    base = results[VARIANTS[0].name][0]
-    rows = []
-    for variant in variants_of(a):
-        seconds, peak = results[variant.name]
-        rows.append((variant.name, f"{1000 * seconds:.1f}", f"{a.batch_size / seconds:,.0f}",
-                     f"{50000 / a.batch_size * seconds:.1f}", f"{base / seconds:.2f}", f"{peak:,.0f}",
-                     f"{1000 * floor_of(variant, a, rates, bandwidth):.1f}"))
+    base = results[PUBLISHED][0]
+    rows = [(variant, f"{1000 * seconds:.1f}", f"{a.batch_size / seconds:,.0f}",
+             f"{50000 / a.batch_size * seconds:.1f}", f"{base / seconds:.2f}", f"{peak:,.0f}",
+             f"{1000 * floor_of(variant, a, rates, bandwidth):.1f}") for variant, (seconds, peak) in results.items()]
     head = ("step", "ms a step", "images/s", "s an epoch of 50,000", "ratio", "peak MiB", "floor, ms")
     memory = "device's" if device.type == "cuda" else "whole process's, libraries included"
     text = (f"Measured rates: {rates[False] / 1e9:,.0f} GFLOP/s in float32, {rates[True] / 1e9:,.0f} in bfloat16, "
@@ -231,18 +197,14 @@ def growth(a) -> str:
 def epochs_table(results, a) -> str:
     """Hours of whole runs on 50,000 images, computed from the measured steps: all but the teacher's work grows with
     the epochs; a cache holds it down to one pass over each view."""
-    def hours(passes_of_teacher, epochs):
-        return (teacher * passes_of_teacher + cached * epochs) * 50000 / a.batch_size / 3600
-
-    cached = results[CACHED.name][0]
-    live, published = results[VARIANTS[1].name][0], results[VARIANTS[0].name][0]
-    teacher, views = live - cached, len(views_of(True))
-    rows = []
+    published, live, cached = (results[variant][0] * 50000 / a.batch_size / 3600  # hours an epoch
+                               for variant in (PUBLISHED, LIVE, CACHED))
+    views, rows = len(views_of(True)), []
     for epochs in (20, 60, 240):
         seen = views * (1 - (1 - 1 / views) ** epochs)
-        cells = [published * epochs * 50000 / a.batch_size / 3600, hours(epochs, epochs), hours(seen, epochs),
-                 hours(0, epochs), hours(views, epochs)]
-        rows.append((epochs, *(f"{x:.1f} h" for x in cells)))
+        passes_of_teacher = (epochs, seen, 0, views)
+        hours = [published * epochs, *((live - cached) * passes + cached * epochs for passes in passes_of_teacher)]
+        rows.append((epochs, *(f"{x:.1f} h" for x in hours)))
     head = ("epochs", "published style", "live teacher", "growing cache, first run",
             "growing cache, later runs of the trial", "complete cache, with its build")
     return markdown_table(head, rows, numbers=True) + "\n"
@@ -250,22 +212,16 @@ def epochs_table(results, a) -> str:
 
 def profile(a, device) -> str:
     """The ten most expensive operators of the first and the last variant, in Markdown."""
-    tables = []
+    tables, kind = [], "device" if device.type == "cuda" else "cpu"
     for variant in (VARIANTS[0], VARIANTS[-1]):
-        steps = steps_of(variant, a, device)
-        for _ in range(IMAGES // a.batch_size + 3):
-            next(steps)
-        with torch.profiler.profile() as profiler:
-            for _ in range(5):
-                next(steps)
-        steps.close()
-        kind = "device" if device.type == "cuda" else "cpu"
-        tables.append(operators_table(variant.name, [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
-                                                     for event in profiler.key_averages()]))
+        steps = steps_of(variant, a)
+        seconds_of(steps, IMAGES // a.batch_size + 3, device)
+        tables.append(operators_table(variant, [(getattr(event, f"self_{kind}_time_total"), event.key, event.count)
+                                                for event in profiled(steps, 5, device)]))
     return "\n".join(tables)
 
 
-def operators_table(name: str, operators: list[tuple[float, str, int]]) -> str:
+def operators_table(name: object, operators: list[tuple[float, str, int]]) -> str:
     """The ten most expensive operators of 5 steps, each as (µs, its name, its calls), in Markdown."""
     total = sum(spent for spent, _, _ in operators)
     if total == 0:
@@ -305,8 +261,7 @@ def main():
     print(text)
     if a.write:
         page = DOCS / ("methods.md" if a.methods else "performance.md")
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + text + END + rest.split(END, 1)[1])
+        page.write_text(with_table(page.read_text(), text, "scripts/bench.py"))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def main():
     print(f"written: {', '.join(stale)}" if stale else "all tables are up to date")
 
 
-def with_table(text: str, table: str) -> str:
-    """A page with what stands between its two comments replaced."""
-    return re.sub(r"(<!-- made by scripts/docs_tables\.py -->\n).*?(<!-- end -->\n)",
+def with_table(text: str, table: str, script: str = "scripts/docs_tables.py") -> str:
+    """A page with what stands between the script's comment and the next end replaced."""
+    return re.sub(rf"(<!-- made by {re.escape(script)} -->\n).*?(<!-- end -->\n)",
                   lambda found: found[1] + table + found[2], text, count=1, flags=re.S)
 
 

@@ -8,7 +8,6 @@ keep the next from running. Each leaves a line of JSON in DIR/report.jsonl and i
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import shlex
 import signal
@@ -30,46 +29,40 @@ from helper.record.run import Earlier, Record
 from helper.step import choose_step
 from helper.util.arguments import positive_float
 from helper.util.errors import RunError, UsageError, guarded
-from scripts.timing.steps import Variant, our_phase, random_data, steps_of_phase, worker
+from scripts.timing.steps import Variant, our_phase, profiled, random_data, seconds_of, steps_of_phase, workers
 
 STEPS, WARM_UP = 300, 100
 IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-100
 RUNS = (1, 2, 4)
 SECONDS = 480  # of all checks together
+DEVICE = torch.device("cuda")
 PAIR = argparse.Namespace(teacher="resnet32x4", student="resnet8x4", batch_size=64, classes=100, device="cuda")
 
 
 def variant(teacher: str, precision: str = "fast", way: str = "captured") -> Variant:
     """A way to train, by its words."""
     fast = precision == "fast"
-    return Variant("", teacher == "cached", fast, fast, captured=way == "captured")
+    return Variant(teacher == "cached", fast, fast, captured=way == "captured")
 
 
-def steps_of(*words: str, **more):
-    """An endless stream of steps; words: as of `variant`; more: as of steps.our_phase."""
-    return steps_of_phase(our_phase(variant(*words), PAIR, torch.device("cuda"), **more), PAIR.batch_size)
+def steps_of(*words: str, warm_up=WARM_UP, **more):
+    """An endless stream of steps, of which the first are done; words: as of `variant`; more: as of steps.our_phase."""
+    stream = steps_of_phase(our_phase(variant(*words), PAIR, **more), PAIR.batch_size)
+    seconds_of(stream, warm_up, DEVICE)
+    return stream
 
 
-def time_steps(*words: str, steps=STEPS, warm_up=WARM_UP, **more) -> dict:
-    """Milliseconds of a step, by CUDA events, and the memory in use and held at most."""
-    stream = steps_of(*words, **more)
-    for _ in range(warm_up):
-        next(stream)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(steps):
-        next(stream)
-    end.record()
-    torch.cuda.synchronize()
-    return {"ms_a_step": start.elapsed_time(end) / steps, "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+def time_steps(*words: str, steps=STEPS, **more) -> dict:
+    """Milliseconds of a step, and the memory in use and held at most; words, more: as of steps_of."""
+    return {"ms_a_step": 1000 * seconds_of(steps_of(*words, **more), steps, DEVICE),
+            "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
             "reserved_mib": torch.cuda.max_memory_reserved() / 2**20}
 
 
 def time_epoch(teacher: str) -> dict:
     """Seconds of a whole epoch and of the test after it; of the third one, since steps are captured in the others."""
-    device = torch.device("cuda")
-    phase = our_phase(variant(teacher), PAIR, device, images=IMAGES)
-    test = random_data(PAIR.classes, TEST_IMAGES).test_images(device)
+    phase = our_phase(variant(teacher), PAIR, images=IMAGES)
+    test = random_data(PAIR.classes, TEST_IMAGES).test_images(DEVICE)
     step, meters = choose_step(phase), phase.meters()
     record = Record(student_options(["--path_t", "none"]), Earlier())
     for epoch in (1, 2, 3):
@@ -83,37 +76,21 @@ def time_epoch(teacher: str) -> dict:
 
 def time_runs() -> dict:
     """Images a second of several processes that share the GPU, together."""
-    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
-    for _ in range(max(RUNS)):
-        pipe, end = context.Pipe()
-        processes.append(context.Process(target=worker, args=(end, variant("cached"), PAIR), daemon=True))
-        processes[-1].start()
-        end.close()  # so that reading from a process that has died raises
-        pipes.append(pipe)
-
     def turn(number, steps):
         for pipe in pipes[:number]:
             pipe.send(steps)
         return sum(PAIR.batch_size / pipe.recv()[0] for pipe in pipes[:number])
 
-    turn(max(RUNS), WARM_UP)
-    measured = {f"images_a_second_of_{number}": turn(number, STEPS) for number in RUNS}
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join()
-    return measured
+    with workers([variant("cached")] * max(RUNS), PAIR) as pipes:
+        turn(max(RUNS), WARM_UP)
+        return {f"images_a_second_of_{number}": turn(number, STEPS) for number in RUNS}
 
 
 def profile() -> dict:
     """The twenty kernels of a step that take the most time; none where the profiler, which needs CUPTI, sees none."""
-    stream, steps = steps_of("live"), 30
-    for _ in range(WARM_UP):
-        next(stream)
-    with torch.profiler.profile() as profiler:
-        for _ in range(steps):
-            next(stream)
-        torch.cuda.synchronize()
-    kernels = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    steps = 30
+    kernels = [event for event in profiled(steps_of("live"), steps, DEVICE)
+               if event.device_type == torch.autograd.DeviceType.CUDA]
     kernels.sort(key=lambda event: event.self_device_time_total, reverse=True)
     return {"kernels": [{"name": event.key[:120], "calls_a_step": event.count / steps,
                          "us_a_step": event.self_device_time_total / steps} for event in kernels[:20]]}

@@ -1,10 +1,14 @@
 """What bench.py and verify_gpu.py time: endless streams of training steps on random images, ours and in the published
 style, and the process that takes turns with them."""
+import contextlib
+import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +36,21 @@ SAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: its name in the table, and what it uses."""
+    """One way to train: what it uses."""
 
-    name: str
     cached: bool = False
     channels_last: bool = False
     bf16: bool = False
     published: bool = False
     captured: bool = False
     compiled: bool = False
+
+    def __str__(self):
+        if self.published:
+            return "published style"
+        used = {"channels_last": self.channels_last, "bf16": self.bf16, "compiled": self.compiled,
+                "one CUDA graph": self.captured}
+        return ", ".join(["ours", "cached teacher" if self.cached else "live teacher", *(w for w in used if used[w])])
 
 
 def random_data(classes: int, images: int = IMAGES) -> dataset.Data:
@@ -51,9 +61,12 @@ def random_data(classes: int, images: int = IMAGES) -> dataset.Data:
     return dataset.Data("random", tuple(map(str, range(classes))), MEAN, STD, True, split, split)
 
 
-def our_phase(variant: Variant, a, device: torch.device, images: int = IMAGES, loss: Sequence[str] = DKD_IKD) -> Phase:
-    """The project's own training of a student on random images; loss: the flags that say which."""
-    data = random_data(a.classes, images)
+def our_phase(variant: Variant, a, images: int = IMAGES, loss: Sequence[str] = DKD_IKD) -> Phase:
+    """The project's own training of a student on random images.
+
+    a: the names of teacher and student, batch_size, classes, device; loss: the flags that say which
+    """
+    device, data = torch.device(a.device), random_data(a.classes, images)
     student, teacher = (model_dict[name](num_classes=a.classes) for name in (a.student, a.teacher))
     options = student_options(["--path_t", "none", "--model_s", a.student, *loss])
     setup = replace(make_setup(student, teacher, data, lambda name, compute: 1 - torch.eye(a.classes)),
@@ -109,10 +122,10 @@ class RandomImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[i])), self.labels[i], i
 
 
-def published_style_steps(a, device: torch.device):
+def published_style_steps(a):
     """The same training in the published style: transforms in DataLoader workers, eager float32, the target
     masked by -1000, class sums and class means by a loop over samples, `.item()` each step."""
-    data = RandomImages(random_data(a.classes))
+    device, data = torch.device(a.device), RandomImages(random_data(a.classes))
     student, teacher = (model_dict[name](num_classes=a.classes).to(device) for name in (a.student, a.teacher))
     student.train()
     teacher.eval()
@@ -153,34 +166,63 @@ def _masked_dkd(z_s, z_t, labels, alpha, beta, temperature):
     return (alpha * tckd + beta * nckd) * temperature**2
 
 
-def steps_of(variant, a, device):
-    """The variant's endless stream of steps."""
-    if variant.published:
-        return published_style_steps(a, device)
-    return steps_of_phase(our_phase(variant, a, device), a.batch_size)
+def steps_of(variant: Variant, a) -> Iterator[None]:
+    """The variant's endless stream of steps; a: see our_phase."""
+    return published_style_steps(a) if variant.published else steps_of_phase(our_phase(variant, a), a.batch_size)
 
 
-def synchronize(device):
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def worker(pipe, variant, a, threads=None):
-    """Take turns: receive a number of steps, answer with seconds a step and the peak memory in MiB."""
+def seconds_of(steps: Iterator[None], number: int, device: torch.device, clock=time.perf_counter) -> float:
+    """Seconds a step, by `clock`, of so many steps."""
+    synchronize(device)
+    started = clock()
+    for _ in islice(steps, number):
+        pass
+    synchronize(device)
+    return (clock() - started) / number
+
+
+def profiled(steps: Iterator[None], number: int, device: torch.device):
+    """What PyTorch's profiler has seen of so many steps, by operator and kernel."""
+    with torch.profiler.profile() as profiler:
+        seconds_of(steps, number, device)
+    return profiler.key_averages()
+
+
+@contextlib.contextmanager
+def workers(variants: Sequence[Variant], a) -> Iterator[list[Connection]]:
+    """A pipe to a process for each variant: sent a number of steps, it takes them, and answers with seconds a step and
+    its peak memory in MiB. All end with the block."""
+    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
+    try:
+        for variant in variants:
+            pipe, end = context.Pipe()
+            pipes.append(pipe)
+            processes.append(context.Process(target=worker, args=(end, variant, a)))
+            processes[-1].start()
+            end.close()  # so that reading from a process that has died raises
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def worker(pipe: Connection, variant: Variant, a) -> None:
+    """One process of `workers`, until its pipe is closed."""
     torch.manual_seed(0)
-    if threads is not None:
-        torch.set_num_threads(threads)
     device = torch.device(a.device)
     torch.backends.cudnn.benchmark = True  # as in training
-    steps = steps_of(variant, a, device)
-    for number in iter(pipe.recv, None):
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(number):
-            next(steps)
-        synchronize(device)
-        seconds = (time.perf_counter() - started) / number
-        peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        pipe.send((seconds, peak))
-    steps.close()
+    steps = steps_of(variant, a)
+    with contextlib.suppress(EOFError):
+        while True:
+            seconds = seconds_of(steps, pipe.recv(), device)
+            peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else (
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            pipe.send((seconds, peak))

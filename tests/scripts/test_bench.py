@@ -41,9 +41,9 @@ def test_turns_on_a_gpu_are_whole_epochs_since_the_teacher_works_ahead():
 def test_what_is_timed_lets_cudnn_choose_as_training_does(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     pipe, end = multiprocessing.Pipe()
-    pipe.send(None)  # no turn at all
-    worker(end, Variant("", cached=True), argparse.Namespace(teacher="resnet8", student="resnet8", batch_size=8,
-                                                             classes=10, device="cpu"))
+    pipe.close()  # no turn at all
+    worker(end, Variant(cached=True), argparse.Namespace(teacher="resnet8", student="resnet8", batch_size=8,
+                                                         classes=10, device="cpu"))
     assert torch.backends.cudnn.benchmark
 
 
