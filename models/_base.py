@@ -104,6 +104,8 @@ class Classifier(nn.Module):
         return head if isinstance(head, nn.Linear) else head[-1]
 
     def feature_parameters(self):
-        """The parameters of the layers up to the last stage, which a method's first stage trains."""
-        rest = {id(p) for name in (self.head_name, *self.after_stages) for p in getattr(self, name).parameters()}
+        """The parameters of the layers up to the last stage, which a method's first stage trains; all where there is no
+        classifier_layer."""
+        after = [self.classifier_layer(), *map(self.get_submodule, self.after_stages)]
+        rest = {id(p) for module in after if module is not None for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in rest]

@@ -75,11 +75,6 @@ class Wrapped(Classifier):
     def classifier_layer(self):
         return self.network.get_submodule(self.head) if self.head is not None else None
 
-    def feature_parameters(self):
-        """The parameters of everything before the last linear layer; all of them where there is none."""
-        head = {id(p) for p in self.network.get_submodule(self.head).parameters()} if self.head is not None else ()
-        return [p for p in self.parameters() if id(p) not in head]
-
     # Bound methods, not closures: a copy of the network has hooks of its own.
     def _keep_input(self, key, module, inputs):
         self.seen[key] = inputs[0]
