@@ -36,7 +36,8 @@ def folded(network: Classifier, images: Tensor) -> Classifier:
         if taken[id(read)] == 1 and {norm, convolution} <= once:
             fused = fuse_conv_bn_eval(convolution, norm)
             convolution.weight, convolution.bias = fused.weight, fused.bias
-            _replace(network, norm, nn.Identity())
+            for name in [name for name, module in network.named_modules(remove_duplicate=False) if module is norm]:
+                network.set_submodule(name, nn.Identity())
     return network
 
 
@@ -57,10 +58,3 @@ class _Reads(TorchDispatchMode):
 
 def _has_hooks(module):
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _replace(network, module, by):
-    for parent in network.modules():
-        for name, child in list(parent.named_children()):
-            if child is module:
-                setattr(parent, name, by)
