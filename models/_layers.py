@@ -2,6 +2,8 @@
 
 ReLUs are never in place: a map before its ReLU may be one of the outputs.
 """
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +36,12 @@ class Stage(nn.Sequential):
             preact = block(x)
             x = F.relu(preact)
         return x, preact
+
+
+def stage_of(block: Callable[[int, int, int], nn.Module], width_in: int, width: int, blocks: int, stride: int) -> Stage:
+    """So many blocks, block(channels in, channels out, stride), of which the first has the stride."""
+    rest = [block(width, width, 1) for _ in range(blocks - 1)]  # made first: a seed's weights depend on the order
+    return Stage(block(width_in, width, stride), *rest)
 
 
 def run_stages(x: Tensor, *stages: Stage) -> tuple[list[Tensor], list[Tensor]]:

@@ -23,11 +23,11 @@ BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 STAGE_ENDS = (3, 5, 11, 13)
 
 
-class MobileNetOne(Classifier):
+class MobileNetV1(Classifier):
     """The MobileNetV1 of this module's header."""
 
-    def __init__(self, name: str, num_classes: int):
-        super().__init__(name)
+    def __init__(self, num_classes: int = 1000):
+        super().__init__("MobileNetV1")
         blocks, width = [nn.Sequential(conv3x3(3, STEM, stride=2), nn.BatchNorm2d(STEM))], STEM
         for width_out, stride in BLOCKS:
             blocks.append(_separable(width, width_out, stride))
@@ -57,7 +57,3 @@ def _separable(width_in: int, width: int, stride: int) -> nn.Sequential:
         conv1x1(width_in, width),
         nn.BatchNorm2d(width),
     )
-
-
-def MobileNetV1(num_classes: int = 1000) -> MobileNetOne:
-    return MobileNetOne("MobileNetV1", num_classes)

@@ -15,15 +15,16 @@ from models._layers import conv1x1, conv3x3, init_convolutions, init_small_linea
 
 __all__ = ["MobileNetV2"]
 
-# Per group: expansion (1, or the network's), channels at width 1, blocks, stride of the first block.
+WIDTH = 0.5
+# Per group: expansion, channels at width 1, blocks, stride of the first block.
 GROUPS = (
-    (False, 16, 1, 1),
-    (True, 24, 2, 1),
-    (True, 32, 3, 2),
-    (True, 64, 4, 2),
-    (True, 96, 3, 1),
-    (True, 160, 3, 2),
-    (True, 320, 1, 1),
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
 # The groups whose results are stages.
 STAGE_ENDS = (1, 2, 4, 6)
@@ -51,26 +52,22 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class MobileNet(Classifier):
-    """MobileNetV2 of the given expansion factor and width multiplier."""
+class MobileNetV2(Classifier):
+    """The MobileNetV2 of this module's header."""
 
     head_name = "classifier"
     after_stages = ("conv2",)
 
-    def __init__(self, name: str, expansion: int, width: float, num_classes: int):
-        super().__init__(name)
-        channels = int(32 * width)
+    def __init__(self, num_classes: int = 100):
+        super().__init__("MobileNetV2")
+        channels = int(32 * WIDTH)
         self.conv1 = nn.Sequential(conv3x3(3, channels, stride=2), nn.BatchNorm2d(channels), nn.ReLU())
         self.blocks = nn.ModuleList()
-        for expanded, base, blocks, stride in GROUPS:
-            group = []
-            for i in range(blocks):
-                block_stride = stride if i == 0 else 1
-                group.append(
-                    InvertedResidual(channels, int(base * width), block_stride, expansion if expanded else 1)
-                )
-                channels = int(base * width)
-            self.blocks.append(nn.Sequential(*group))
+        for expansion, base, blocks, stride in GROUPS:
+            width = int(base * WIDTH)
+            rest = [InvertedResidual(width, width, 1, expansion) for _ in range(blocks - 1)]
+            self.blocks.append(nn.Sequential(InvertedResidual(channels, width, stride, expansion), *rest))
+            channels = width
         self.conv2 = nn.Sequential(conv1x1(channels, 1280), nn.BatchNorm2d(1280), nn.ReLU())
         linear = nn.Linear(1280, num_classes)
         self.classifier = nn.Sequential(linear)
@@ -85,7 +82,3 @@ class MobileNet(Classifier):
             if i in STAGE_ENDS:
                 stages.append(x)
         return self.finish(stem, stages, stages, self.conv2(x))
-
-
-def MobileNetV2(num_classes: int = 100) -> MobileNet:
-    return MobileNet("MobileNetV2", expansion=6, width=0.5, num_classes=num_classes)

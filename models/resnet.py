@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv3x3, init_convolutions, projection, run_stages
+from models._layers import conv3x3, init_convolutions, projection, run_stages, stage_of
 
 __all__ = ["resnet8", "resnet8x4", "resnet14", "resnet20", "resnet32", "resnet32x4", "resnet44",
            "resnet56", "resnet110"]
@@ -52,9 +52,9 @@ class ResNet(Classifier):
             raise ValueError(f"a ResNet of basic blocks has 6n+2 layers (8, 14, 20, ...), not {depth}")
         self.conv1 = conv3x3(3, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = _stage(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = _stage(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = stage_of(BasicBlock, widths[0], widths[1], blocks, stride=1)
+        self.layer2 = stage_of(BasicBlock, widths[1], widths[2], blocks, stride=2)
+        self.layer3 = stage_of(BasicBlock, widths[2], widths[3], blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
         init_convolutions(self)
 
@@ -62,11 +62,6 @@ class ResNet(Classifier):
         stem = F.relu(self.bn1(self.conv1(x)))
         stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3)
         return self.finish(stem, stages, preacts, stages[-1])
-
-
-def _stage(width_in: int, width: int, blocks: int, stride: int) -> Stage:
-    rest = [BasicBlock(width, width, stride=1) for _ in range(blocks - 1)]
-    return Stage(BasicBlock(width_in, width, stride), *rest)
 
 
 resnet8 = partial(ResNet, "resnet8", 8, THIN)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv1x1, conv3x3, init_convolutions, projection, run_stages
+from models._layers import conv1x1, conv3x3, init_convolutions, projection, run_stages, stage_of
 
 __all__ = ["ResNet50"]
 
@@ -19,11 +19,11 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 beside a shortcut: (B, c, h, w) -> (B, 4·width, h/stride, w/stride), before the ReLU."""
+    """1×1, 3×3, 1×1 beside a shortcut: (B, c, h, w) -> (B, width_out, h/stride, w/stride), before the ReLU."""
 
-    def __init__(self, width_in: int, width: int, stride: int):
+    def __init__(self, width_in: int, width_out: int, stride: int):
         super().__init__()
-        width_out = EXPANSION * width
+        width = width_out // EXPANSION
         self.conv1 = conv1x1(width_in, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width, stride)
@@ -39,20 +39,20 @@ class Bottleneck(nn.Module):
         return self.bn3(self.conv3(out)) + self.shortcut(x)
 
 
-class BottleneckResNet(Classifier):
-    """A ResNet of bottleneck blocks; `blocks`: how many in each of the four stages."""
+class ResNet50(Classifier):
+    """The ResNet-50 of this module's header."""
 
     head_name = "linear"
 
-    def __init__(self, name: str, blocks: tuple[int, int, int, int], num_classes: int):
-        super().__init__(name)
+    def __init__(self, num_classes: int = 100):
+        super().__init__("ResNet50")
         self.conv1 = conv3x3(3, 64)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, 64, blocks[0], stride=1)
-        self.layer2 = _stage(64 * EXPANSION, 128, blocks[1], stride=2)
-        self.layer3 = _stage(128 * EXPANSION, 256, blocks[2], stride=2)
-        self.layer4 = _stage(256 * EXPANSION, 512, blocks[3], stride=2)
-        self.linear = nn.Linear(512 * EXPANSION, num_classes)
+        self.layer1 = stage_of(Bottleneck, 64, 256, blocks=3, stride=1)
+        self.layer2 = stage_of(Bottleneck, 256, 512, blocks=4, stride=2)
+        self.layer3 = stage_of(Bottleneck, 512, 1024, blocks=6, stride=2)
+        self.layer4 = stage_of(Bottleneck, 1024, 2048, blocks=3, stride=2)
+        self.linear = nn.Linear(2048, num_classes)
         init_convolutions(self)
 
     @staticmethod
@@ -64,12 +64,3 @@ class BottleneckResNet(Classifier):
         stem = F.relu(self.bn1(self.conv1(x)))
         stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3, self.layer4)
         return self.finish(stem, stages, preacts, stages[-1])
-
-
-def _stage(width_in: int, width: int, blocks: int, stride: int) -> Stage:
-    rest = [Bottleneck(EXPANSION * width, width, stride=1) for _ in range(blocks - 1)]
-    return Stage(Bottleneck(width_in, width, stride), *rest)
-
-
-def ResNet50(num_classes: int = 100) -> BottleneckResNet:
-    return BottleneckResNet("ResNet50", (3, 4, 6, 3), num_classes)

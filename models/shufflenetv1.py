@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models._base import Classifier, Outputs
-from models._layers import Stage, conv1x1, conv3x3, run_stages, shuffle_channels
+from models._layers import conv1x1, conv3x3, run_stages, shuffle_channels, stage_of
 
 __all__ = ["ShuffleV1"]
 
 STEM = 24
-WIDTHS = (240, 480, 960)
-BLOCKS = (4, 8, 4)
 GROUPS = 3
 
 
@@ -52,30 +50,21 @@ class ShuffleUnit(nn.Module):
         return out + x
 
 
-class ShuffleNet(Classifier):
+class ShuffleV1(Classifier):
     """The ShuffleNet of this module's header."""
 
     head_name = "linear"
 
-    def __init__(self, name: str, num_classes: int):
-        super().__init__(name)
+    def __init__(self, num_classes: int = 100):
+        super().__init__("ShuffleV1")
         self.conv1 = conv1x1(3, STEM)
         self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = _stage(STEM, WIDTHS[0], BLOCKS[0])
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], BLOCKS[1])
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], BLOCKS[2])
-        self.linear = nn.Linear(WIDTHS[2], num_classes)
+        self.layer1 = stage_of(ShuffleUnit, STEM, 240, blocks=4, stride=2)
+        self.layer2 = stage_of(ShuffleUnit, 240, 480, blocks=8, stride=2)
+        self.layer3 = stage_of(ShuffleUnit, 480, 960, blocks=4, stride=2)
+        self.linear = nn.Linear(960, num_classes)
 
     def outputs(self, x: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(x)))
         stages, preacts = run_stages(stem, self.layer1, self.layer2, self.layer3)
         return self.finish(stem, stages, preacts, stages[-1])
-
-
-def _stage(width_in: int, width: int, blocks: int) -> Stage:
-    rest = [ShuffleUnit(width, width, stride=1) for _ in range(blocks - 1)]
-    return Stage(ShuffleUnit(width_in, width, stride=2), *rest)
-
-
-def ShuffleV1(num_classes: int = 100) -> ShuffleNet:
-    return ShuffleNet("ShuffleV1", num_classes)

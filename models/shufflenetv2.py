@@ -82,14 +82,14 @@ class ShuffledStage(Stage):
         return x, preact
 
 
-class ShuffleNetV2(Classifier):
+class ShuffleV2(Classifier):
     """The ShuffleNetV2 of this module's header."""
 
     head_name = "linear"
     after_stages = ("conv2", "bn2")
 
-    def __init__(self, name: str, num_classes: int):
-        super().__init__(name)
+    def __init__(self, num_classes: int = 100):
+        super().__init__("ShuffleV2")
         self.conv1 = conv1x1(3, STEM)
         self.bn1 = nn.BatchNorm2d(STEM)
         self.layer1 = _stage(STEM, WIDTHS[0], BLOCKS[0])
@@ -108,7 +108,3 @@ class ShuffleNetV2(Classifier):
 
 def _stage(width_in: int, width: int, blocks: int) -> Stage:
     return ShuffledStage(DownUnit(width_in, width), *(BasicUnit(width) for _ in range(blocks)))
-
-
-def ShuffleV2(num_classes: int = 100) -> ShuffleNetV2:
-    return ShuffleNetV2("ShuffleV2", num_classes)
