@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from helper.util.nested import each
 from models import Classifier, Outputs
 from models._folded import folded
 
@@ -55,7 +56,8 @@ class Precision:
             out = self._pass(network, images, "cam" in fields)
         if "strong" in fields:
             out = out._replace(strong=self._pass(network, strong, False).logits)
-        return Outputs(**{name: _float(getattr(out, name)) for name in fields})
+        kept = {name: getattr(out, name) for name in fields}
+        return Outputs(**dict(zip(kept, each(Tensor.float, kept.values()), strict=True)))
 
     def _pass(self, network, images, cam):
         if self.channels_last:
@@ -101,9 +103,3 @@ def _has_bf16_units(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _float(value):
-    if value is None:  # a field that the network does not have
-        return None
-    return tuple(v.float() for v in value) if isinstance(value, tuple) else value.float()
