@@ -138,9 +138,8 @@ def load_model(path: str | os.PathLike, model_name: str | None = None,
     differences = _differences(checkpoint, name)
     if differences:
         fitting = _fitting(checkpoint)
-        hint = "its weights fit no network here"
-        if fitting:
-            hint = f"its weights fit {fitting[0]}: name that, as by a folder {fitting[0]}_vanilla"
+        hint = (f"its weights fit {fitting[0]}: name that, as by a folder {fitting[0]}_vanilla" if fitting else
+                "its weights fit no network here")
         raise CheckpointError(f"{path} does not fit {name}: {differences}; {hint}")
     _check_classes(path, checkpoint, num_classes)
     network = _built(name, checkpoint.num_classes or 100)
@@ -321,11 +320,7 @@ def _differences(checkpoint: Checkpoint, name: str) -> str:
              if state[key].shape != expected[key][0]]
     wrong += [f"{key} is {state[key].dtype}" for key in shared
               if state[key].is_floating_point() != expected[key][1] and not key.endswith(COUNTER)]
-    parts = []
-    if missing:
-        parts.append(f"missing {_listed(missing)}")
-    if unexpected:
-        parts.append(f"unexpected {_listed(unexpected)}")
+    parts = [f"{what} {_listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     if wrong:
         parts.append(wrong[0] + (f" (one of {len(wrong)} such)" if len(wrong) > 1 else ""))
     return ", ".join(parts)
