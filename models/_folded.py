@@ -20,8 +20,11 @@ def folded(network: Classifier, images: Tensor) -> Classifier:
     """
     network = copy.deepcopy(network).eval()
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    # A hook may read the map between the two, or change it.
+    plain = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)
+            ]
     hooks = [module.register_forward_hook(lambda module, inputs, result: calls.append((module, inputs[0], result)))
-             for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _has_hooks(module)]
+             for module in plain]
     with _Reads() as reads:
         outputs = network(images, named=True)
     for hook in hooks:
@@ -54,7 +57,3 @@ class _Reads(TorchDispatchMode):
         self.times.update(id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
         self.kept.append((args, kwargs, result))
         return result
-
-
-def _has_hooks(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
