@@ -22,7 +22,7 @@ def folded(network: Classifier, images: Tensor) -> Classifier:
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     # A hook may read the map between the two, or change it.
     plain = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)
-            ]
+             and not (module._forward_hooks or module._forward_pre_hooks)]
     hooks = [module.register_forward_hook(lambda module, inputs, result: calls.append((module, inputs[0], result)))
              for module in plain]
     with _Reads() as reads:
