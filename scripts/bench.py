@@ -100,10 +100,9 @@ def methods_table(a, device) -> str:
                 steps[spec, cached] = steps_of_phase(phase, a.batch_size)
                 memory[spec, cached] = held(phase) / 2**20
     turns: dict[tuple, list[float]] = {key: [] for key in steps}
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
     for turn in range(-1, a.turns):  # turn -1 warms up: past the first epoch, in which IKD only collects
         for key, stream in steps.items():
-            seconds = seconds_of(stream, a.steps if turn >= 0 else EPOCH + 1, device, clock)
+            seconds = seconds_of(stream, a.steps if turn >= 0 else EPOCH + 1, device, time.process_time)
             turns[key] += [seconds] * (turn >= 0)
     head, rows = ("", "ms a step", "× kd", "with the teacher cache, ms", "× kd", "MiB more than kd"), []
     for spec in specs:

@@ -171,20 +171,20 @@ def steps_of(variant: Variant, a) -> Iterator[None]:
     return published_style_steps(a) if variant.published else steps_of_phase(our_phase(variant, a), a.batch_size)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds_of(steps: Iterator[None], number: int, device: torch.device, clock=time.perf_counter) -> float:
-    """Seconds a step, by `clock`, of so many steps."""
-    synchronize(device)
-    started = clock()
+    """Seconds a step, of so many steps: by CUDA events, on the CPU by `clock`."""
+    if device.type == "cpu":
+        started = clock()
+        for _ in islice(steps, number):
+            pass
+        return (clock() - started) / number
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     for _ in islice(steps, number):
         pass
-    synchronize(device)
-    return (clock() - started) / number
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / number
 
 
 def profiled(steps: Iterator[None], number: int, device: torch.device):
