@@ -88,9 +88,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest tests first, so that at the end no process is left alone with them; slow ones only if asked for."""
+    """The longest tests first, so that at the end no process is left alone with them, then those that need the digits'
+    teacher, so that the processes do not wait for it at the same time; slow ones only if asked for."""
     first = ("test_distributed", "test_resume", "test_cache", "test_teacher_cache", "test_methods")
-    items.sort(key=lambda item: not any(name in item.nodeid for name in first))
+    items.sort(key=lambda item: (not any(name in item.nodeid for name in first),
+                                 "digits_teacher" not in item.fixturenames))
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --slow"))

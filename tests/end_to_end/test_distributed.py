@@ -1,6 +1,5 @@
 """Several processes train one student, as a single one would: on the CPU, with gloo."""
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -34,14 +33,19 @@ def torchrun(processes, script, *flags):
             *(str(flag) for flag in flags)]
 
 
-def run(processes, script, *flags):
-    """The finished processes, by rank, as torchrun starts them, which takes seconds of its own."""
+def start(processes, script, *flags):
+    """The processes, by rank, as torchrun starts them, which takes seconds of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [scripts.Process(script, *flags, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-               for rank in range(processes)]
+    return [scripts.Process(script, *flags, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(processes)]
+
+
+def run(processes, script, *flags):
+    """As `start`, once they have ended."""
+    started = start(processes, script, *flags)
     for process in started:
         process.wait()
     return started
@@ -95,20 +99,25 @@ def test_a_stopped_run_resumes_bit_identically_and_only_with_as_many_processes(t
     flags = [*DATA[:-1], 8, "--model_s", "resnet8", "--path_t", digits_teacher, "--distill", "crd", "--nce_k", 64]
     whole = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "whole")
     assert [process.returncode for process in whole] == [0, 0], whole[0].stderr
-    # The processes of a killed torchrun end with it, as they do at its SIGTERM.
-    for signum, epoch in ((signal.SIGKILL, 2), (signal.SIGTERM, 4)):
-        stopped = subprocess.Popen(torchrun(2, "train_student.py", *flags, "--save_dir", tmp_path / "again"),
-                                   cwd=scripts.ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)
-        for line in stopped.stdout:  # to the end of all that it has started
-            if re.match(f"train {epoch}/8", line):
-                stopped.send_signal(signum)
-        errors = stopped.stderr.read()
-        assert stopped.wait() != 0
-        assert errors.count("stopped by SIGTERM; the same command continues") == 1, errors
-    single = scripts.run("train_student.py", *flags, "--save_dir", tmp_path / "again")
+    flags += ["--save_dir", tmp_path / "again"]
+    # The processes of a killed torchrun end with it.
+    killed = subprocess.Popen(torchrun(2, "train_student.py", *flags), cwd=scripts.ROOT, env=ENVIRONMENT, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in killed.stdout:  # to the end of all that it has started
+        if line.startswith("train 2/8"):
+            killed.kill()
+    errors = killed.stderr.read()
+    assert killed.wait() == -signal.SIGKILL
+    assert errors.count("stopped by SIGTERM; the same command continues") == 1, errors
+    # A signal to one of them stops all.
+    stopped = start(2, "train_student.py", *flags)
+    stopped[0].until("train 4/8")
+    stopped[1].signal(signal.SIGTERM)
+    assert [process.wait() for process in stopped] == [128 + signal.SIGTERM] * 2
+    assert [process.stderr.count("stopped by SIGTERM; the same command continues") for process in stopped] == [1, 0]
+    single = scripts.run("train_student.py", *flags)
     assert single.returncode == 2 and "holds a run of 2 processes, and there is 1 now" in single.stderr
-    again = run(2, "train_student.py", *flags, "--save_dir", tmp_path / "again")
+    again = run(2, "train_student.py", *flags)
     assert [process.returncode for process in again] == [0, 0], again[0].stderr
     assert "continuing after epoch" in again[0].stdout and again[1].stdout == ""
     one, other = (torch.load(next((tmp_path / name).rglob("resnet8_last.pth")), weights_only=True)
