@@ -156,5 +156,6 @@ def test_what_cannot_be_shared_is_refused_once(tmp_path, digits_teacher):
              "a process's share of a batch has a single image, on which MobileNetV1 cannot train")):
         refused = run(2, "train_student.py", *flags, "--path_t", digits_teacher, "--save_dir", tmp_path)
         assert [process.returncode for process in refused] == [2, 2] and not os.listdir(tmp_path)
-        said = "".join(process.stderr for process in refused)
-        assert said.count("\n") == 1 and said.startswith("error: ") and message in said
+        # PyTorch may have remarks of its own on the machine's network.
+        said = [line for process in refused for line in process.stderr.splitlines() if line.startswith("error:")]
+        assert len(said) == 1 and message in said[0], said
