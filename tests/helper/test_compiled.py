@@ -127,6 +127,7 @@ def test_a_compiled_phase_compiles_its_losses_and_meters(compiled):
 def test_without_a_compiler_a_run_says_so_and_is_eager():
     options = teacher_options(["--model", "resnet8", "--compile"])
     cannot_compile.cache_clear()
+    torch.compiler.reset()  # what other tests have compiled would serve
     with torch._inductor.config.patch({"cpp.cxx": (None, "none"), "force_disable_caches": True}):
         trainee = build.make_teacher(options, dataset.load("digits", ""), CPU)
     cannot_compile.cache_clear()
